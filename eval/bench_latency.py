@@ -1,0 +1,104 @@
+"""Measured against predicted latency of cold inferences, for several target latencies.
+
+    python eval/bench_latency.py --model CHECKPOINT_OR_STORE --disk-rate 200
+
+*Live app* cold start: this process has run a tiny model of the same family, and the store's files are out of the page
+cache before every inference. T is the time of one forward on a session whose preload buffer is filled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
+
+import sti_hf
+from eval.disk import add_rate_option, disk_rate, evict
+from sti_hf.integrations.checkpoint import resolve_store, stock_class
+
+
+def warm_up_code(model_type: str) -> None:
+    """Runs a tiny stock model of the family, as an app that is alive has."""
+    config = AutoConfig.for_model(
+        model_type, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99
+    )
+    AutoModel.from_config(config)(input_ids=torch.ones(1, 8, dtype=torch.long))
+
+
+def cold_inferences(store: sti_hf.ShardStore, target: float, arguments: argparse.Namespace) -> dict[str, object]:
+    """Runs the cold inferences of one target latency."""
+    config = sti_hf.STIConfig(
+        target_latency=target, preload_budget=arguments.preload_budget, seq_len=arguments.tokens, strict=False
+    )
+    cls = stock_class(AutoConfig.from_pretrained(store.path))
+    model = cls.from_pretrained(store.path, sti_config=config)
+    inputs = torch.randint(10, model.config.vocab_size, (arguments.runs + 2, 1, arguments.tokens))
+    mask = torch.ones(1, arguments.tokens, dtype=torch.long)
+    plan = model.sti.plan
+    seconds, read = [], []
+    for tokens in inputs:
+        evict(store.path)
+        begun = time.perf_counter()
+        model(input_ids=tokens, attention_mask=mask)
+        seconds.append(time.perf_counter() - begun)
+        read.append(model.sti.last_run.bytes_read)
+    model.sti.close()
+    # The first fills the preload buffer, the second finds the code paths of a full run warm.
+    seconds, read = sorted(seconds[2:]), read[2:]
+    return {
+        "target_ms": target * 1e3,
+        "feasible": plan.feasible,
+        "submodel": plan.submodel,
+        "mean_bits": float(plan.bits[plan.bits > 0].mean()),
+        "predicted_ms": plan.predicted_latency * 1e3,
+        "median_ms": median(seconds) * 1e3,
+        "p95_ms": seconds[int(0.95 * len(seconds))] * 1e3,
+        "median_over_predicted": median(seconds) / plan.predicted_latency,
+        "share_under_1.05_T": sum(value < 1.05 * target for value in seconds) / len(seconds),
+        "bytes_as_planned": set(read) == {plan.streamed_bytes},
+        "streamed_MB": plan.streamed_bytes / 1e6,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a store, or a checkpoint (sharded once into the cache)")
+    parser.add_argument("--targets", type=float, nargs="+", default=[100, 200, 400], metavar="MS")
+    parser.add_argument("--preload-budget", default="1MB")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--no-pacing", action="store_true", help="meet the kernel's limit as it is: 100 ms slices")
+    add_rate_option(parser)
+    arguments = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    store = resolve_store(arguments.model, sti_hf.STIConfig().quantizer)
+    warm_up_code(store.index.model_type)
+    # Device profiles are of a disk rate: a cache of its own keeps this one's apart.
+    with (
+        tempfile.TemporaryDirectory() as home,
+        disk_rate(store.path, arguments.disk_rate, not arguments.no_pacing) as how,
+    ):
+        os.environ["STI_HOME"] = home
+        print(f"disk: {how}; {torch.get_num_threads()} threads; {arguments.tokens} tokens; {arguments.runs} runs")
+        rows = [cold_inferences(store, target / 1e3, arguments) for target in arguments.targets]
+    for row in rows:
+        print(
+            "  ".join(
+                f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            )
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"disk": how, "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""How fast the streamer reads, against `dd iflag=direct` on the same file, and how fast it gathers rows.
+
+Before every pass the file is dropped from the page cache. Reported are medians of interleaved passes.
+
+    python eval/bench_stream.py --file /path/on/the/disk/of/interest --threads 1 2 --request-kib 512 2048
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from sti_hf import native
+
+BLOCK = 4096
+MIB = 1 << 20
+
+
+def aligned(size: int) -> np.ndarray:
+    """uint8 `[size]` at a multiple of `BLOCK`."""
+    memory = np.empty(size + BLOCK, dtype=np.uint8)
+    memory.fill(0)
+    start = -memory.ctypes.data % BLOCK
+    return memory[start : start + size]
+
+
+def make_file(path: str, size: int) -> None:
+    rng = np.random.default_rng(0)
+    with open(path, "wb") as file:
+        for _ in range(size // MIB):
+            file.write(rng.bytes(MIB))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Sequential:
+    """Reads the file from start to end, one request of `request_bytes` a group, with two groups of staging memory."""
+
+    def __init__(self, path: str, size: int, request_bytes: int, threads: int, check: bool) -> None:
+        self.size = size
+        count = size // request_bytes
+        self.buffer = aligned(2 * request_bytes)
+        groups = np.arange(count)
+        offsets = groups * request_bytes
+        targets = groups % 2 * request_bytes
+        ones = np.ones(count, dtype=np.int64)
+        self.requests = np.stack(
+            [0 * ones, offsets, request_bytes * ones, targets, groups, np.maximum(groups - 1, 0), ones * check], axis=1
+        )
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        checksums = [native.crc32c(content[offset : offset + request_bytes]) for offset in offsets] if check else []
+        pieces = [targets, request_bytes * ones, np.array(checksums, dtype=np.int64), offsets]
+        self.pieces = np.stack(pieces, axis=1) if check else np.empty((0, 4), dtype=np.int64)
+        self.streamer = native.Streamer([path], [self.buffer], threads=threads)
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        self.streamer.start(self.requests, self.pieces)
+        for group in range(len(self.requests)):
+            self.streamer.wait(group)
+            self.streamer.release(group)
+        return time.perf_counter() - start
+
+
+class Gather:
+    """Reads rows at random places, as the embedding of one input does."""
+
+    def __init__(self, path: str, size: int, rows: int, row_bytes: int, threads: int) -> None:
+        self.streamer = native.Streamer([path], [])
+        self.rng = np.random.default_rng(threads)
+        self.table = size // row_bytes
+        self.rows, self.row_bytes, self.threads = rows, row_bytes, threads
+        self.out = np.empty(rows * row_bytes, dtype=np.uint8)
+
+    def __call__(self) -> float:
+        offsets = np.sort(self.rng.choice(self.table, self.rows, replace=False)) * self.row_bytes
+        start = time.perf_counter()
+        self.streamer.read_rows(0, offsets, self.row_bytes, self.out, threads=self.threads)
+        return time.perf_counter() - start
+
+
+def dd(path: str, block: int) -> float:
+    command = ["dd", f"if={path}", "of=/dev/null", f"bs={block}", "iflag=direct"]
+    report = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"LC_ALL": "C"})
+    return float(report.stderr.rsplit("copied, ", 1)[1].split(" s")[0])
+
+
+def medians(path: str, passes: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Seconds of each pass."""
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for _ in range(rounds):
+        for name, run in passes.items():
+            native.evict(path)
+            seconds[name].append(run())
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure(path: str, arguments: argparse.Namespace) -> list[dict[str, object]]:
+    size = os.path.getsize(path) // (4 * MIB) * (4 * MIB)
+    passes: dict[str, Callable[[], float]] = {}
+    for kib in arguments.request_kib:
+        passes[f"dd iflag=direct, {kib} KiB"] = partial(dd, path, kib << 10)
+        for threads in arguments.threads:
+            for check in (False, True):
+                name = f"streamer, {kib} KiB, {threads} thread{'s' * (threads > 1)}{', checksums' * check}"
+                passes[name] = Sequential(path, size, kib << 10, threads, check)
+    results: list[dict[str, object]] = []
+    print(f"{'sequential':<50}{'MB/s':>8}")
+    for name, seconds in medians(path, passes, arguments.rounds).items():
+        print(f"{name:<50}{size / seconds / 1e6:8.0f}", flush=True)
+        results.append({"name": name, "bytes": size, "seconds": seconds})
+
+    rows, row_bytes = arguments.rows, arguments.row_bytes
+    gathers = {threads: Gather(path, size, rows, row_bytes, threads) for threads in arguments.gather_threads}
+    passes = {f"read_rows, {threads} thread{'s' * (threads > 1)}": gather for threads, gather in gathers.items()}
+    print(f"\n{f'{rows} random rows of {row_bytes} bytes':<50}{'ms':>8}")
+    for name, seconds in medians(path, passes, 3 * arguments.rounds).items():
+        print(f"{name:<50}{1e3 * seconds:8.2f}", flush=True)
+        results.append({"name": name, "bytes": rows * row_bytes, "seconds": seconds})
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", help="read this file (default: a temporary one of 96 MiB in the current folder)")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--request-kib", nargs="+", type=int, default=[256, 1024, 4096], help="multiples of 4")
+    parser.add_argument("--gather-threads", nargs="+", type=int, default=[1, 4, 8, 16, 32])
+    parser.add_argument("--rows", type=int, default=128, help="rows to gather (default 128)")
+    parser.add_argument("--row-bytes", type=int, default=3072, help="bytes of a row (default 3072)")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved passes (default 9)")
+    parser.add_argument("--json", metavar="FILE", help="write the results to this file")
+    arguments = parser.parse_args()
+
+    if arguments.file:
+        results = measure(arguments.file, arguments)
+    else:
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            path = os.path.join(folder, "random")
+            make_file(path, 96 * MIB)
+            results = measure(path, arguments)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Holds this process to a disk rate, and empties caches: what makes a benchmark cold."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sti_hf import native
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def add_rate_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--disk-rate`, in MB/s."""
+    parser.add_argument(
+        "--disk-rate", type=float, metavar="MB/S", help="hold the disk to this rate (default: no limit)"
+    )
+
+
+@contextmanager
+def disk_rate(folder: Path, megabytes_per_second: float | None, pace: bool = True) -> Iterator[str]:
+    """Holds this process's reads from the disk of `folder` to a rate; yields how it is held.
+
+    As root the kernel's blkio controller does it (cgroup v1 or v2), for any program alike. It works in slices of
+    100 ms, as long as an inference: it lets 100 ms of reading through at once and then nothing. With `pace` sti_hf
+    reads evenly, a hundredth under the rate, and so never meets the limit. Where the kernel cannot limit, that pacing
+    alone emulates the rate, and the text yielded says so.
+    """
+    if megabytes_per_second is None:
+        yield "unlimited"
+        return
+    rate = megabytes_per_second * 1e6
+    with ExitStack() as stack:
+        try:
+            how = stack.enter_context(_throttled(folder, int(rate)))
+            pacing = 0.99 * rate if pace else 0.0
+        except OSError as error:
+            print(f"the kernel cannot limit the rate here ({error}): the streamer emulates it", file=sys.stderr)
+            how, pacing = "EMULATED in the streamer", rate
+        if pacing:
+            os.environ["STI_READ_RATE"] = str(pacing)
+            stack.callback(os.environ.pop, "STI_READ_RATE")
+        yield f"{megabytes_per_second:.0f} MB/s, {how}" + (f", paced at {pacing / 1e6:.0f} MB/s" if pacing else "")
+
+
+@contextmanager
+def _throttled(folder: Path, rate: int) -> Iterator[str]:
+    """This process in a cgroup whose reads from the disk of `folder` are throttled."""
+    device = _disk(folder)
+    first = (CGROUPS / "blkio").is_dir()
+    parent = CGROUPS / "blkio" if first else CGROUPS
+    if not first:
+        (parent / "cgroup.subtree_control").write_text("+io")
+    group = parent / f"sti_eval_{os.getpid()}"
+    group.mkdir()
+    try:
+        if first:
+            (group / "blkio.throttle.read_bps_device").write_text(f"{device} {rate}")
+        else:
+            (group / "io.max").write_text(f"{device} rbps={rate}")
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield "blkio throttle" if first else "io.max"
+        finally:
+            (parent / "cgroup.procs").write_text(str(os.getpid()))
+    finally:
+        group.rmdir()
+
+
+def _disk(folder: Path) -> str:
+    """`major:minor` of the whole disk that holds `folder`."""
+    number = folder.stat().st_dev
+    entry = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    disk = entry.parent if (entry / "partition").exists() else entry
+    return (disk / "dev").read_text().strip()
+
+
+def evict(*paths: Path) -> None:
+    """Takes files, or all files of folders, out of the page cache."""
+    for path in paths:
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file():
+                native.evict(str(file))

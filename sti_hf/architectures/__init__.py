@@ -1,0 +1,52 @@
+"""The model families that sti_hf can shard: where their layers keep heads, FFN and embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sti_hf.architectures.base import Architecture, Matrix, UnsupportedArchitectureError
+from sti_hf.architectures.bert import Bert
+from sti_hf.architectures.distilbert import DistilBert
+from sti_hf.architectures.electra import Electra
+from sti_hf.architectures.grid import Grid
+from sti_hf.architectures.mpnet import MPNet
+from sti_hf.architectures.roberta import Roberta
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+__all__ = [
+    "Architecture",
+    "Grid",
+    "Matrix",
+    "UnsupportedArchitectureError",
+    "get_architecture",
+    "supported_model_types",
+]
+
+FAMILIES: tuple[Architecture, ...] = (Bert(), DistilBert(), Electra(), MPNet(), Roberta())
+"""To support another family, write its file and add it here."""
+
+_BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
+
+
+def supported_model_types() -> list[str]:
+    """`config.model_type` of every supported model, sorted."""
+    return sorted(_BY_MODEL_TYPE)
+
+
+def get_architecture(config: PreTrainedConfig) -> Architecture:
+    """Architecture of the family that `config.model_type` names, after its `check` of the configuration.
+
+    Raises:
+        UnsupportedArchitectureError: the family is not supported (the message lists those that are), or the
+            configuration asks of the family what is not supported.
+    """
+    model_type = getattr(config, "model_type", None)
+    if model_type not in _BY_MODEL_TYPE:
+        raise UnsupportedArchitectureError(
+            f"Models of type {model_type!r} are not supported; supported are {', '.join(supported_model_types())}."
+        )
+    architecture = _BY_MODEL_TYPE[model_type]
+    architecture.check(config)
+    return architecture

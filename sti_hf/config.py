@@ -1,0 +1,133 @@
+"""What a user asks for: how fast, from how much memory, and how."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from sti_hf.shards.layout import FIDELITIES
+from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, get_quantizer
+
+STRATEGIES = ("sti", "load_exec", "std_pipeline", "preload")
+ALLOCATORS = ("marginal", "two_pass")
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class STIConfig(QuantizationConfigMixin):
+    """How a model is run from its shards.
+
+    Args:
+        target_latency: T, the time that one forward may take: seconds, or a text such as "200ms".
+        preload_budget: S, the size of the preload buffer: bytes, or a text such as "1MB".
+        strategy: "sti", or one of the paper's baselines "load_exec", "std_pipeline", "preload" (with `fidelity`).
+        fidelity: bits of all shards under a baseline strategy.
+        allocator: "marginal" or "two_pass" (the paper's).
+        importance: name of an importance profile in the store; None: the documented default.
+        compute_dtype: "auto" (the fastest the device profile found), "float32" or "bfloat16".
+        seq_len: tokens of the plan that is made first; other lengths get theirs when they come.
+        staging_budget: bound of the staging buffer (bytes or text); None: what the plan needs to keep reading.
+        strict: raise if T cannot be met, instead of a warning.
+        quantizer: the quantizer with which a checkpoint is sharded on first use.
+
+    Raises `ValueError` with one sentence for a value that makes no sense.
+    """
+
+    def __init__(
+        self,
+        target_latency: float | str = 0.2,
+        preload_budget: int | str = "1MB",
+        strategy: str = "sti",
+        fidelity: int | None = None,
+        allocator: str = "marginal",
+        importance: str | None = None,
+        compute_dtype: str = "auto",
+        seq_len: int = 128,
+        staging_budget: int | str | None = None,
+        strict: bool = False,
+        quantizer: str = DEFAULT_QUANTIZER,
+        quant_method: str = "sti",
+    ) -> None:
+        if quant_method != "sti":
+            raise ValueError(f"This is the configuration of quant_method 'sti', not {quant_method!r}.")
+        self.quant_method: Any = quant_method
+        self.target_latency = parse_seconds(target_latency)
+        self.preload_budget = parse_bytes(preload_budget, "preload_budget")
+        self.strategy = _one_of("strategy", strategy, STRATEGIES)
+        self.fidelity = _fidelity_for(strategy, fidelity)
+        self.allocator = _one_of("allocator", allocator, ALLOCATORS)
+        self.importance = importance
+        self.compute_dtype = _one_of("compute_dtype", compute_dtype, COMPUTE_DTYPES)
+        self.seq_len = seq_len
+        self.staging_budget = None if staging_budget is None else parse_bytes(staging_budget, "staging_budget")
+        self.strict = strict
+        get_quantizer(quantizer)
+        self.quantizer = quantizer
+        if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
+            raise ValueError(f"seq_len must be a number of tokens of at least 1, not {seq_len!r}.")
+
+    @classmethod
+    def coerce(cls, value: STIConfig | dict[str, Any]) -> STIConfig:
+        """An STIConfig from one, or from a dictionary of its fields."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise TypeError(f"sti_config must be an STIConfig or a dictionary of its fields, not {value!r}.")
+        return cls(**value)
+
+    def replaced(self, **changes: Any) -> STIConfig:
+        """A copy with some fields changed."""
+        return type(self)(**{**self.to_dict(), **changes})
+
+
+def parse_seconds(value: float | str) -> float:
+    """Seconds from a number or a text such as "200ms"; raises `ValueError` unless it is positive and finite."""
+    seconds = _with_unit(value, _SECONDS)
+    if seconds is None or not 0 < seconds < math.inf:
+        raise ValueError(
+            f"target_latency must be a positive number of seconds or a text such as '200ms', not {value!r}."
+        )
+    return seconds
+
+
+def parse_bytes(value: int | str, name: str) -> int:
+    """Bytes from a number or a text such as "1MB" (10**6) or "1MiB" (2**20)."""
+    size = _with_unit(value, _BYTES)
+    if size is None or not 0 <= size < math.inf:
+        raise ValueError(f"{name} must be a number of bytes or a text such as '1MB', not {value!r}.")
+    return int(size)
+
+
+def _with_unit(value: float | str, units: dict[str, Any]) -> float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
+    if match is None or match[2] not in units:
+        return None
+    return float(match[1]) * units[match[2]]
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    return value
+
+
+def _fidelity_for(strategy: str, fidelity: int | None) -> int | None:
+    if strategy == "sti":
+        if fidelity is not None:
+            raise ValueError(
+                "fidelity is for the baseline strategies; strategy 'sti' plans the fidelity of each shard."
+            )
+        return None
+    if fidelity not in FIDELITIES:
+        choices = ", ".join(map(str, FIDELITIES))
+        raise ValueError(f"strategy {strategy!r} needs fidelity= one of {choices}, not {fidelity!r}.")
+    return fidelity

@@ -1,0 +1,1 @@
+"""sti_hf inside the Hugging Face libraries."""

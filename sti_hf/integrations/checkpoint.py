@@ -1,0 +1,109 @@
+"""From a checkpoint, local or on the Hub, to a store; and the cache of stores."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.constants import HF_HOME
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file, logging
+
+from sti_hf.architectures import get_architecture
+from sti_hf.shards.quantizers import get_quantizer
+from sti_hf.shards.sharding import write_store
+from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
+
+
+def cache_home() -> Path:
+    """Where stores and device profiles are kept: `$STI_HOME`, else `sti` under `$HF_HOME`."""
+    return Path(os.environ.get("STI_HOME") or Path(HF_HOME) / "sti")
+
+
+def shard_checkpoint(
+    source: str | Path, destination: str | Path, *, quantizer: str, full: bool = True, **hub: Any
+) -> ShardStore:
+    """Shards a checkpoint (a local folder or a Hub id) into a store at `destination`, with a progress bar.
+
+    `hub` are the arguments with which `from_pretrained` finds files on the Hub (revision, token, ...). Raises
+    `ValueError` or `OSError` with one sentence if the checkpoint is not there or its family is not supported.
+    """
+    config = AutoConfig.from_pretrained(source, **hub)
+    grid = get_architecture(config).grid(config)
+    chosen = get_quantizer(quantizer)
+    model = stock_class(config).from_pretrained(source, config=config, dtype="auto", **hub)
+    with logging.tqdm(total=grid.layers, desc=f"Sharding {source}", unit="layer") as bar:
+        return write_store(
+            model,
+            destination,
+            quantizer=chosen,
+            quantizer_name=quantizer,
+            full=full,
+            extra_files=_tokenizer_writer(source, **hub),
+            progress=lambda done: bar.update(done - bar.n),
+        )
+
+
+def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The Transformers class that a checkpoint was saved from; the bare encoder where its configuration names none."""
+    for name in config.architectures or []:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    bare: Any = MODEL_MAPPING[type(config)]
+    return bare
+
+
+def _tokenizer_writer(source: str | Path, **hub: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        try:
+            AutoTokenizer.from_pretrained(source, **hub).save_pretrained(folder)
+        except (OSError, ValueError, KeyError):
+            return  # a checkpoint without a tokenizer makes a store without one
+
+    return write
+
+
+def resolve_store(source: str | Path, quantizer: str, **hub: Any) -> ShardStore:
+    """The store that `source` is, or the one its checkpoint has been sharded into in the cache (now, if need be)."""
+    if is_store(source):
+        return ShardStore.open(source)
+    on_hub = None if Path(source).is_dir() else _hub_store(str(source), **hub)
+    if on_hub is not None:
+        return ShardStore.open(on_hub)
+    path = cache_home() / "stores" / _cache_name(source, quantizer, **hub)
+    if is_store(path):
+        return ShardStore.open(path)
+    try:
+        return shard_checkpoint(source, path, quantizer=quantizer, **hub)
+    except OSError:
+        if is_store(path):  # another process has written it meanwhile
+            return ShardStore.open(path)
+        raise
+
+
+def _hub_store(source: str, **hub: Any) -> Path | None:
+    """The local snapshot of a store on the Hub, or None where the repository is not a store."""
+    index = cached_file(source, INDEX_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    if index is None:
+        return None
+    from huggingface_hub import snapshot_download
+
+    kept = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+    return Path(snapshot_download(source, **{name: hub[name] for name in kept if hub.get(name) is not None}))
+
+
+def _cache_name(source: str | Path, quantizer: str, **hub: Any) -> str:
+    """Names the cached store of a checkpoint as it is now: another revision or a changed file gives another name."""
+    folder = Path(source)
+    if folder.is_dir():
+        files = sorted(path for path in folder.resolve().iterdir() if path.is_file())
+        state = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    else:
+        # The snapshot's folder is named by the commit, so its path names the revision.
+        state = [str(cached_file(str(source), "config.json", **hub))]
+    key = hashlib.sha256("\n".join([*state, quantizer, str(FORMAT_VERSION)]).encode()).hexdigest()[:16]
+    return f"{folder.name}-{key}"

@@ -1,0 +1,31 @@
+"""The native part: decompression of bit-planes, the streamer that reads ahead of compute, and CRC-32C.
+
+It takes NumPy arrays and PyTorch tensors without copying them and is not linked against PyTorch. `decompress` and
+`crc32c` have an implementation for each instruction set, of which the fastest is chosen at run time.
+"""
+
+from __future__ import annotations
+
+from sti_hf.native._native import (
+    Cancelled,
+    Streamer,
+    StreamError,
+    available_isas,
+    crc32c,
+    decompress,
+    evict,
+    isa,
+    set_isa,
+)
+
+__all__ = [
+    "Cancelled",
+    "StreamError",
+    "Streamer",
+    "available_isas",
+    "crc32c",
+    "decompress",
+    "evict",
+    "isa",
+    "set_isa",
+]

@@ -1,0 +1,191 @@
+# Written by `python -m nanobind.stubgen -m sti_hf.native._native`; the imports by hand.
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+def decompress(
+    buffers: Sequence[NDArray[np.uint8] | torch.Tensor],
+    table: NDArray[np.int64],
+    matrix: int,
+    row_length: int,
+    out: NDArray[np.float32] | torch.Tensor,
+    *,
+    matrices: int,
+    full_dtype: str = "float32",
+    threads: int = 1,
+) -> None:
+    """
+    Write one matrix of a layer's active slices, from bit-planes or full weights.
+
+    A *location* is an int64 `buffer_index << 56 | byte_offset` into `buffers`, or -1 for what is absent.
+    Nothing needs an alignment. Numbers are little-endian.
+
+    Args:
+        buffers: 1-D uint8 arrays or tensors.
+        table: int64 `[m, 10]`, a row for each slice, in the order of the slices in `out`. Columns: 0, the
+            fidelity in bits (2 .. 6 or 32); 1 .. 6, the locations of this matrix's bits in planes 1 .. 6
+            (`row_length / 8` bytes a row, the first weight in the lowest bit), of which the fidelity says how
+            many are used; 7, the codebook, f32 `[2**bits]`, indexed by a weight's bits with plane 1 as the most
+            significant; 8, the f16 scales of the rows; 9, the slice's outliers: u32 counts `[matrices]`, u32
+            positions (`row * row_length + column` inside the matrix), f32 values. At 32 bits, column 1 is the
+            location of the full weights, row by row.
+        matrix: Index of this matrix among the matrices of a slice.
+        row_length: Weights in a row, a multiple of 8.
+        out: float32 or bfloat16 `[m * rows, row_length]`, contiguous.
+        matrices: How many matrices a slice has.
+        full_dtype: Of weights at 32 bits: "float32", "bfloat16" or "float16".
+        threads: Threads to use at most, the caller's among them; a small matrix is left to the caller alone.
+
+    A weight is `codebook[code] * scale` in float32; outliers take the place of the weights at their positions;
+    the result is rounded to the nearest (even) where `out` is bfloat16.
+    `sti_hf.shards.reference.decompress_reference` gives the same bits. The GIL is released.
+
+    Raises:
+        ValueError: A location or an outlier is out of range, or a size or fidelity makes no sense.
+        TypeError: An array has the wrong dtype or is not contiguous.
+    """
+
+def crc32c(buffer: bytes | memoryview | NDArray[np.uint8] | torch.Tensor, value: int = 0) -> int:
+    """
+    CRC-32C (Castagnoli) of a buffer of bytes.
+
+    `value` is the checksum of the bytes before these: `crc32c(b, crc32c(a)) == crc32c(a + b)`.
+    """
+
+def isa() -> str:
+    """
+    The instruction set in use: the fastest that this processor has, unless the environment variable
+    STI_HF_ISA or `set_isa` names another.
+    """
+
+def available_isas() -> list[str]:
+    """The instruction sets that this processor has, fastest first."""
+
+def set_isa(name: str) -> None:
+    """
+    Use this instruction set from now on. Raises ValueError where it is not available.
+    """
+
+class StreamError(RuntimeError):
+    """A read failed, or what was read is not what was written."""
+
+class Cancelled(RuntimeError):
+    """The run waited for was cancelled."""
+
+def evict(path: str) -> None:
+    """
+    Drop a file's clean pages from the page cache, so that the next read comes from the disk.
+    """
+
+class Streamer:
+    """
+    Reads pieces of files ahead of compute, in order, on threads of its own.
+
+    Args:
+        paths: Files to read.
+        buffers: 1-D uint8 arrays or tensors to read into; kept alive. *Locations* in them are `buffer_index <<
+            56 | offset`.
+        direct: Read past the page cache where the file system allows it; elsewhere, and with False, reads are
+            buffered and the pages are dropped after each read.
+        threads: Reads under way at once.
+        rate_limit: Bytes per second that the disk is made to look like, 0 for as fast as it is; for benchmarks.
+
+    A forked child must make its own. Methods may be called from any thread.
+
+    Raises:
+        OSError: A file cannot be opened.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        buffers: Sequence[NDArray[np.uint8] | torch.Tensor],
+        *,
+        direct: bool = True,
+        threads: int = 1,
+        rate_limit: float = 0.0,
+    ) -> None: ...
+    def start(self, requests: NDArray[np.int64], pieces: NDArray[np.int64]) -> None:
+        """
+        Start reading.
+
+        Args:
+            requests: int64 `[n, 7]`, in the order in which to read: index of the file; offset in it and length,
+                multiples of 4096 (the last block may be cut by the end of the file); location to read to, aligned
+                to 4096 bytes in memory where reads are direct; group; how many groups (all from the first on) must
+                have been released before this read may begin; number of pieces.
+            pieces: int64 `[k, 4]`, for one request after the other: location, length, CRC-32C, offset in the file. A
+                piece is checked with the last request that reads a part of it: it may reach into requests right before
+                that one, of the same group, that continue each other upwards or downwards, in the file and in memory.
+
+        Raises:
+            ValueError: A row makes no sense or points outside the buffers.
+            RuntimeError: The streamer is still reading, or closed.
+        """
+
+    def wait(self, group: int) -> float:
+        """
+        Wait until all requests of a group are read and checked; return the seconds waited.
+
+        Raises:
+            StreamError: A request of this group or of one before it failed: the file is cut short, damaged or
+                unreadable.
+            Cancelled: The run was cancelled.
+        """
+
+    def ready(self, group: int) -> bool:
+        """Whether `wait` would return or raise at once."""
+
+    def release(self, group: int) -> None:
+        """Say that the staging memory of this group may be written again."""
+
+    def cancel(self) -> None:
+        """End the run. When this returns, nothing writes to the buffers."""
+
+    def close(self) -> None:
+        """Cancel, and end the threads. The streamer cannot be used again."""
+
+    def timings(self) -> NDArray[np.float64]:
+        """
+        float64 `[n, 2]`: when each request began and was checked, on the clock of `time.perf_counter`; NaN
+        where it has not.
+        """
+
+    def read_rows(
+        self,
+        file: int,
+        offsets: NDArray[np.int64],
+        row_bytes: int,
+        out: NDArray[np.uint8] | torch.Tensor,
+        crcs: NDArray[np.uint32] | None = None,
+        threads: int = 8,
+    ) -> int:
+        """
+        Read rows of a table, such as the embeddings of some tokens.
+
+        Rows that lie close together are one read; many reads are under way at once.
+
+        Args:
+            file: Index of the file.
+            offsets: int64 `[k]`, ascending, of any alignment.
+            row_bytes: Length of a row.
+            out: uint8, `k * row_bytes` in all.
+            crcs: uint32 `[k]`, CRC-32C of each row, or None to check nothing.
+            threads: Reads under way at once.
+
+        Returns the bytes read from the disk, in whole blocks.
+
+        Raises:
+            StreamError: The file ends before a row does, or a checksum does not match.
+            ValueError: Offsets are not ascending, or sizes do not fit.
+        """
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read since `start`, rows not counted."""
+
+    @property
+    def direct(self) -> list[bool]:
+        """For each file, whether direct IO is in use."""

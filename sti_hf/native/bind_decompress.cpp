@@ -1,0 +1,117 @@
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "crc32c.h"
+#include "decompress.h"
+
+namespace sti {
+namespace {
+
+using Table = nb::ndarray<const int64_t, nb::shape<-1, TABLE_COLUMNS>, nb::c_contig, nb::device::cpu>;
+
+DType full_dtype_named(const std::string& name) {
+    if (name == "float32") return DType::float32;
+    if (name == "bfloat16") return DType::bfloat16;
+    if (name == "float16") return DType::float16;
+    throw std::invalid_argument("full_dtype is \"" + name + "\"; it must be float32, bfloat16 or float16");
+}
+
+DType out_dtype_of(const AnyArray& out) {
+    if (out.dtype() == nb::dtype<float>()) return DType::float32;
+    if (out.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat) && out.dtype().bits == 16)
+        return DType::bfloat16;
+    throw nb::type_error("out must be float32 or bfloat16");
+}
+
+void decompress_into(nb::sequence buffers, nb::handle table, int64_t matrix, int64_t row_length, nb::handle out,
+                     int64_t matrices, const std::string& full_dtype, int threads) {
+    const HeldBuffers<ConstBytes> held(buffers, "a uint8 array");
+    const auto rows = as_array<Table>(table, "table", "an int64 array [slices, 10]");
+    const auto target = as_array<AnyArray>(out, "out", "a writable float32 or bfloat16 array");
+    const size_t slices = rows.shape(0);
+    if (row_length <= 0 || row_length % 8 != 0)
+        throw std::invalid_argument("row_length is " + std::to_string(row_length) + "; it must be a multiple of 8");
+    if (matrix < 0 || matrix >= matrices)
+        throw std::invalid_argument("matrix is " + std::to_string(matrix) + ", but there are " +
+                                    std::to_string(matrices) + " matrices");
+    if (slices == 0 || target.ndim() != 2 || target.shape(1) != static_cast<size_t>(row_length) ||
+        target.shape(0) % slices != 0)
+        throw std::invalid_argument("out must have the shape [slices * rows, row_length], for " +
+                                    std::to_string(slices) + " slices and rows of " + std::to_string(row_length));
+    const MatrixRequest request{rows.data(),
+                                slices,
+                                static_cast<size_t>(matrix),
+                                static_cast<size_t>(matrices),
+                                static_cast<size_t>(row_length),
+                                target.shape(0) / slices,
+                                full_dtype_named(full_dtype),
+                                out_dtype_of(target)};
+    const Buffers regions = held.regions();
+    nb::gil_scoped_release released;
+    decompress(regions, request, target.data(), threads);
+}
+
+uint32_t checksum(nb::handle buffer, uint32_t value) {
+    const auto bytes = as_array<ConstBytes>(buffer, "buffer", "a uint8 array or bytes");
+    nb::gil_scoped_release released;
+    return crc32c(bytes.data(), bytes.nbytes(), value);
+}
+
+constexpr const char* DECOMPRESS_DOC = R"(Write one matrix of a layer's active slices, from bit-planes or full weights.
+
+A *location* is an int64 `buffer_index << 56 | byte_offset` into `buffers`, or -1 for what is absent.
+Nothing needs an alignment. Numbers are little-endian.
+
+Args:
+    buffers: 1-D uint8 arrays or tensors.
+    table: int64 `[m, 10]`, a row for each slice, in the order of the slices in `out`. Columns: 0, the
+        fidelity in bits (2 .. 6 or 32); 1 .. 6, the locations of this matrix's bits in planes 1 .. 6
+        (`row_length / 8` bytes a row, the first weight in the lowest bit), of which the fidelity says how
+        many are used; 7, the codebook, f32 `[2**bits]`, indexed by a weight's bits with plane 1 as the most
+        significant; 8, the f16 scales of the rows; 9, the slice's outliers: u32 counts `[matrices]`, u32
+        positions (`row * row_length + column` inside the matrix), f32 values. At 32 bits, column 1 is the
+        location of the full weights, row by row.
+    matrix: Index of this matrix among the matrices of a slice.
+    row_length: Weights in a row, a multiple of 8.
+    out: float32 or bfloat16 `[m * rows, row_length]`, contiguous.
+    matrices: How many matrices a slice has.
+    full_dtype: Of weights at 32 bits: "float32", "bfloat16" or "float16".
+    threads: Threads to use at most, the caller's among them; a small matrix is left to the caller alone.
+
+A weight is `codebook[code] * scale` in float32; outliers take the place of the weights at their positions;
+the result is rounded to the nearest (even) where `out` is bfloat16.
+`sti_hf.shards.reference.decompress_reference` gives the same bits. The GIL is released.
+
+Raises:
+    ValueError: A location or an outlier is out of range, or a size or fidelity makes no sense.
+    TypeError: An array has the wrong dtype or is not contiguous.)";
+
+constexpr const char* CRC32C_DOC = R"(CRC-32C (Castagnoli) of a buffer of bytes.
+
+`value` is the checksum of the bytes before these: `crc32c(b, crc32c(a)) == crc32c(a + b)`.)";
+
+}  // namespace
+
+void bind_decompress(nb::module_& module) {
+    using namespace nb::literals;
+    module.def("decompress", decompress_into, "buffers"_a, "table"_a, "matrix"_a, "row_length"_a, "out"_a,
+               nb::kw_only(), "matrices"_a, "full_dtype"_a = "float32", "threads"_a = 1,
+               nb::sig("def decompress(buffers: Sequence[NDArray[np.uint8] | torch.Tensor], table: NDArray[np.int64], "
+                       "matrix: int, row_length: int, out: NDArray[np.float32] | torch.Tensor, *, matrices: int, "
+                       "full_dtype: str = 'float32', threads: int = 1) -> None"),
+               DECOMPRESS_DOC);
+    module.def("crc32c", checksum, "buffer"_a, "value"_a = 0,
+               nb::sig("def crc32c(buffer: bytes | memoryview | NDArray[np.uint8] | torch.Tensor, "
+                       "value: int = 0) -> int"),
+               CRC32C_DOC);
+    module.def("isa", [] { return kernels().isa; },
+               "The instruction set in use: the fastest that this processor has, unless the environment variable\n"
+               "STI_HF_ISA or `set_isa` names another.");
+    module.def("available_isas", available_isas, "The instruction sets that this processor has, fastest first.");
+    module.def("set_isa", set_isa, "name"_a,
+               "Use this instruction set from now on. Raises ValueError where it is not available.");
+}
+
+}  // namespace sti

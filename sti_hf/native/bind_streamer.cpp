@@ -1,0 +1,205 @@
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <unistd.h>
+
+#include <memory>
+#include <system_error>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "streamer.h"
+
+namespace sti {
+namespace {
+
+using RequestArray = nb::ndarray<const int64_t, nb::shape<-1, 7>, nb::c_contig, nb::device::cpu>;
+using PieceArray = nb::ndarray<const int64_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;
+using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Checksums = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using TimingArray = nb::ndarray<nb::numpy, double, nb::ndim<2>>;
+
+constexpr std::chrono::milliseconds SIGNAL_INTERVAL{100};
+
+// A forked child has the object but not its threads: there it is left alone.
+struct DeleteInOwnProcess {
+    void operator()(Streamer* streamer) const {
+        if (streamer->process() == getpid()) {
+            nb::gil_scoped_release released;
+            delete streamer;
+        }
+    }
+};
+
+class PyStreamer {
+public:
+    PyStreamer(const std::vector<std::string>& paths, nb::sequence buffers, bool direct, int threads, double rate_limit)
+        : held_(buffers, "a writable uint8 array") {
+        if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+        if (!(rate_limit >= 0)) throw std::invalid_argument("rate_limit must be 0 (none) or bytes per second");
+        streamer_.reset(new Streamer(paths, held_.regions(), direct, threads, rate_limit));
+    }
+
+    void start(nb::handle requests, nb::handle pieces) {
+        const auto rows = as_array<RequestArray>(requests, "requests", "an int64 array [n, 7]");
+        const auto piece_rows = as_array<PieceArray>(pieces, "pieces", "an int64 array [k, 4]");
+        nb::gil_scoped_release released;
+        streamer_->start(reinterpret_cast<const RequestRow*>(rows.data()), rows.shape(0),
+                         reinterpret_cast<const PieceRow*>(piece_rows.data()), piece_rows.shape(0));
+    }
+
+    double wait(int64_t group) {
+        const auto begin = std::chrono::steady_clock::now();
+        while (!wait_released(group))
+            if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    }
+
+    bool ready(int64_t group) { return streamer_->ready(group); }
+    void release(int64_t group) { streamer_->release(group); }
+    void cancel() { streamer_->cancel(); }
+    void close() { streamer_->close(); }
+    uint64_t bytes_read() const { return streamer_->bytes_read(); }
+    std::vector<bool> direct() { return streamer_->direct(); }
+
+    TimingArray timings() {
+        auto* timings = new std::vector<Timing>(streamer_->timings());
+        nb::capsule owner(timings, [](void* memory) noexcept { delete static_cast<std::vector<Timing>*>(memory); });
+        return TimingArray(timings->data(), {timings->size(), 2}, owner);
+    }
+
+    uint64_t read_rows(int64_t file, nb::handle offsets, int64_t row_bytes, nb::handle out, nb::handle crcs,
+                       int threads) {
+        const auto rows = as_array<Offsets>(offsets, "offsets", "an int64 array [k]");
+        const auto target = as_array<Bytes>(out, "out", "a writable uint8 array");
+        Checksums checksums;
+        if (!crcs.is_none()) {
+            checksums = as_array<Checksums>(crcs, "crcs", "a uint32 array [k]");
+            if (checksums.shape(0) != rows.shape(0))
+                throw std::invalid_argument("crcs must have one checksum for each offset");
+        }
+        if (row_bytes <= 0) throw std::invalid_argument("row_bytes must be positive");
+        if (target.nbytes() != rows.shape(0) * static_cast<size_t>(row_bytes))
+            throw std::invalid_argument("out must have the size of " + std::to_string(rows.shape(0)) + " rows of " +
+                                        std::to_string(row_bytes) + " bytes, but has " +
+                                        std::to_string(target.nbytes()) + " bytes");
+        const uint32_t* expected = crcs.is_none() ? nullptr : checksums.data();
+        nb::gil_scoped_release released;
+        return streamer_->read_rows(file, rows.data(), rows.shape(0), row_bytes, target.data(), expected, threads);
+    }
+
+private:
+    bool wait_released(int64_t group) {
+        nb::gil_scoped_release released;
+        return streamer_->wait(group, SIGNAL_INTERVAL);
+    }
+
+    HeldBuffers<Bytes> held_;
+    std::unique_ptr<Streamer, DeleteInOwnProcess> streamer_;
+};
+
+void raise_os_error(const std::exception_ptr& error, void*) {
+    try {
+        std::rethrow_exception(error);
+    } catch (const std::system_error& caught) {
+        std::string path = caught.what();  // "<path>: <meaning of errno>"
+        path.resize(path.size() - std::min(path.size(), caught.code().message().size() + 2));
+        errno = caught.code().value();
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+    }
+}
+
+constexpr const char* STREAMER_DOC = R"(Reads pieces of files ahead of compute, in order, on threads of its own.
+
+Args:
+    paths: Files to read.
+    buffers: 1-D uint8 arrays or tensors to read into; kept alive. *Locations* in them are `buffer_index <<
+        56 | offset`.
+    direct: Read past the page cache where the file system allows it; elsewhere, and with False, reads are
+        buffered and the pages are dropped after each read.
+    threads: Reads under way at once.
+    rate_limit: Bytes per second that the disk is made to look like, 0 for as fast as it is; for benchmarks.
+
+A forked child must make its own. Methods may be called from any thread.
+
+Raises:
+    OSError: A file cannot be opened.)";
+
+constexpr const char* START_DOC = R"(Start reading.
+
+Args:
+    requests: int64 `[n, 7]`, in the order in which to read: index of the file; offset in it and length,
+        multiples of 4096 (the last block may be cut by the end of the file); location to read to, aligned
+        to 4096 bytes in memory where reads are direct; group; how many groups (all from the first on) must
+        have been released before this read may begin; number of pieces.
+    pieces: int64 `[k, 4]`, for one request after the other: location, length, CRC-32C, offset in the file. A
+        piece is checked with the last request that reads a part of it: it may reach into requests right before that
+        one, of the same group, that continue each other upwards or downwards, in the file and in memory.
+
+Raises:
+    ValueError: A row makes no sense or points outside the buffers.
+    RuntimeError: The streamer is still reading, or closed.)";
+
+constexpr const char* WAIT_DOC = R"(Wait until all requests of a group are read and checked; return the seconds waited.
+
+Raises:
+    StreamError: A request of this group or of one before it failed: the file is cut short, damaged or
+        unreadable.
+    Cancelled: The run was cancelled.)";
+
+constexpr const char* READ_ROWS_DOC = R"(Read rows of a table, such as the embeddings of some tokens.
+
+Rows that lie close together are one read; many reads are under way at once.
+
+Args:
+    file: Index of the file.
+    offsets: int64 `[k]`, ascending, of any alignment.
+    row_bytes: Length of a row.
+    out: uint8, `k * row_bytes` in all.
+    crcs: uint32 `[k]`, CRC-32C of each row, or None to check nothing.
+    threads: Reads under way at once.
+
+Returns the bytes read from the disk, in whole blocks.
+
+Raises:
+    StreamError: The file ends before a row does, or a checksum does not match.
+    ValueError: Offsets are not ascending, or sizes do not fit.)";
+
+}  // namespace
+
+void bind_streamer(nb::module_& module) {
+    using namespace nb::literals;
+    using Release = nb::call_guard<nb::gil_scoped_release>;
+    nb::register_exception_translator(raise_os_error);
+    nb::exception<StreamError>(module, "StreamError", PyExc_RuntimeError).doc() =
+        "A read failed, or what was read is not what was written.";
+    nb::exception<Cancelled>(module, "Cancelled", PyExc_RuntimeError).doc() = "The run waited for was cancelled.";
+    module.def("evict", evict, "path"_a, Release(),
+               "Drop a file's clean pages from the page cache, so that the next read comes from the disk.");
+    nb::class_<PyStreamer>(module, "Streamer", STREAMER_DOC)
+        .def(nb::init<const std::vector<std::string>&, nb::sequence, bool, int, double>(), "paths"_a, "buffers"_a,
+             nb::kw_only(), "direct"_a = true, "threads"_a = 1, "rate_limit"_a = 0.0,
+             nb::sig("def __init__(self, paths: Sequence[str], buffers: Sequence[NDArray[np.uint8] | torch.Tensor], *, "
+                     "direct: bool = True, threads: int = 1, rate_limit: float = 0.0) -> None"))
+        .def("start", &PyStreamer::start, "requests"_a, "pieces"_a,
+             nb::sig("def start(self, requests: NDArray[np.int64], pieces: NDArray[np.int64]) -> None"), START_DOC)
+        .def("wait", &PyStreamer::wait, "group"_a, WAIT_DOC)
+        .def("ready", &PyStreamer::ready, "group"_a, Release(), "Whether `wait` would return or raise at once.")
+        .def("release", &PyStreamer::release, "group"_a, Release(),
+             "Say that the staging memory of this group may be written again.")
+        .def("cancel", &PyStreamer::cancel, Release(),
+             "End the run. When this returns, nothing writes to the buffers.")
+        .def("close", &PyStreamer::close, Release(), "Cancel, and end the threads. The streamer cannot be used again.")
+        .def("timings", &PyStreamer::timings, nb::sig("def timings(self) -> NDArray[np.float64]"),
+             "float64 `[n, 2]`: when each request began and was checked, on the clock of `time.perf_counter`; NaN\n"
+             "where it has not.")
+        .def("read_rows", &PyStreamer::read_rows, "file"_a, "offsets"_a, "row_bytes"_a, "out"_a, "crcs"_a = nb::none(),
+             "threads"_a = 8,
+             nb::sig("def read_rows(self, file: int, offsets: NDArray[np.int64], row_bytes: int, "
+                     "out: NDArray[np.uint8] | torch.Tensor, crcs: NDArray[np.uint32] | None = None, "
+                     "threads: int = 8) -> int"),
+             READ_ROWS_DOC)
+        .def_prop_ro("bytes_read", &PyStreamer::bytes_read, "Bytes read since `start`, rows not counted.")
+        .def_prop_ro("direct", &PyStreamer::direct, "For each file, whether direct IO is in use.");
+}
+
+}  // namespace sti

@@ -1,0 +1,6 @@
+#include "bindings.h"
+
+NB_MODULE(_native, module) {
+    sti::bind_decompress(module);
+    sti::bind_streamer(module);
+}

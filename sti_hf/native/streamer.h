@@ -1,0 +1,122 @@
+// Reads a plan's pieces ahead of compute, in order, into buffers of the caller.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "buffers.h"
+#include "file.h"
+#include "rate_limit.h"
+
+namespace sti {
+
+struct Cancelled : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Rows of the two arrays that `Streamer::start` takes.
+struct RequestRow {
+    int64_t file, offset, length, target, group, wait_for, pieces;
+};
+struct PieceRow {
+    int64_t target, length, crc32c, offset;
+};
+
+struct Timing {
+    double start, end;  // seconds of the monotonic clock; NaN where nothing was read
+};
+
+// `threads` reads at most are under way at once; they are taken in order, each only when the staging memory it needs
+// has been released. All methods may be called from any thread. A forked child must make a streamer of its own.
+class Streamer {
+public:
+    // Throws std::system_error where a file cannot be opened. `rate_limit` is in bytes per second, 0 for none.
+    Streamer(const std::vector<std::string>& paths, Buffers buffers, bool direct, int threads, double rate_limit);
+    ~Streamer();  // stops reading, joins the threads
+
+    // Starts reading. Throws std::invalid_argument where a row makes no sense, std::runtime_error while a run goes on.
+    void start(const RequestRow* requests, size_t request_count, const PieceRow* pieces, size_t piece_count);
+    // Whether all requests of the group are read and checked, after waiting for it at most `timeout`. Throws
+    // StreamError where one of them or of an earlier group failed, Cancelled after `cancel`.
+    bool wait(int64_t group, std::chrono::milliseconds timeout);
+    // Whether `wait` would return or throw at once.
+    bool ready(int64_t group);
+    // The staging memory of this group may be written again.
+    void release(int64_t group);
+    // Ends the run. When it returns, nothing writes to the buffers.
+    void cancel();
+    // `cancel`, and the threads end. The streamer cannot be started again.
+    void close();
+
+    // Reads `count` rows of `row_bytes` at these offsets (ascending), on up to `threads` threads, and checks their
+    // checksums where given. Returns the bytes read from the disk. Throws as above.
+    uint64_t read_rows(int64_t file, const int64_t* offsets, size_t count, size_t row_bytes, uint8_t* out,
+                       const uint32_t* crcs, int threads);
+
+    std::vector<Timing> timings();
+    uint64_t bytes_read() const { return bytes_read_; }
+    std::vector<bool> direct();
+    pid_t process() const { return process_; }
+
+private:
+    struct Request;
+    struct Piece;
+    struct Part;
+    struct Span {
+        int64_t begin, end;  // of the file: what consecutive requests read that continue each other
+    };
+
+    void check_process() const;
+    std::unique_lock<std::mutex> lock();
+    Request make_request(const RequestRow& row, size_t index) const;
+    Piece make_piece(const PieceRow& row, size_t index, const Request& request, const Span& span) const;
+    bool settled(int64_t group) const;
+    bool has_work() const;
+    Part take_part();
+    void work();
+    void read_part(const Part& part);
+    void check_in_order(std::unique_lock<std::mutex>& guard);
+    void check_pieces(const Request& request) const;
+    void finish(Request& request);
+
+    const pid_t process_;
+    const Buffers buffers_;
+    RateLimit rate_limit_;
+    const int max_reads_;
+    std::vector<std::shared_ptr<File>> files_;
+    std::vector<std::thread> threads_;
+
+    std::mutex mutex_;                 // of everything below
+    std::condition_variable work_;     // for the reading threads
+    std::condition_variable changed_;  // for the callers
+    bool cancelled_ = false;
+    bool closed_ = false;
+    uint64_t run_ = 0;  // how many have been started
+    std::vector<Request> requests_;
+    std::vector<Piece> pieces_;
+    size_t next_request_ = 0;  // to be read
+    size_t next_offset_ = 0;   // inside it
+    size_t next_check_ = 0;    // request to be checked
+    size_t unfinished_ = 0;    // requests not yet read and checked
+    int reads_ = 0;            // parts being read
+    size_t in_flight_ = 0;     // parts being read or checked
+    bool checking_ = false;    // a thread is at it
+    std::map<int64_t, size_t> unread_;       // group -> its requests that are not yet read and checked
+    std::map<int64_t, std::string> errors_;  // group -> its first
+    int64_t released_ = 0;
+    std::set<int64_t> released_early_;
+    std::atomic<uint64_t> bytes_read_{0};
+};
+
+}  // namespace sti

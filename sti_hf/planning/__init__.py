@@ -1,0 +1,24 @@
+"""From a store, a device profile, T and S to a plan: which shards run, at which fidelity, and when.
+
+NumPy only: planning knows no PyTorch module and no Transformers model.
+"""
+
+from sti_hf.planning.cost import DeviceProfile
+from sti_hf.planning.importance import AdditiveImportance, ImportanceProfile, LayerOrder, default_importance
+from sti_hf.planning.plan import ExecutionPlan, preload_changes
+from sti_hf.planning.planner import make_plan
+from sti_hf.planning.request import PlanRequest
+from sti_hf.planning.timeline import Timeline
+
+__all__ = [
+    "AdditiveImportance",
+    "DeviceProfile",
+    "ExecutionPlan",
+    "ImportanceProfile",
+    "LayerOrder",
+    "PlanRequest",
+    "Timeline",
+    "default_importance",
+    "make_plan",
+    "preload_changes",
+]

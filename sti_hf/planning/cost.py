@@ -1,0 +1,165 @@
+"""What IO and compute cost on a device."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sti_hf.shards.layout import BLOCK, FIDELITIES
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """T_io and T_comp of a device for a model (STI, section 4), as measured once. Seconds and bytes throughout.
+
+    Args:
+        request_seconds: cost of one read request, besides its bytes.
+        bytes_per_second: rate of large direct reads, one after the other.
+        row_seconds: seconds for one embedding row when rows are read in parallel, besides the bytes.
+        tokens, widths: ascending token counts and numbers of slices at which compute was measured.
+        layer_seconds: `[len(tokens)][len(widths)]`, compute of one layer without decompression.
+        decompress_seconds: seconds for one weight, by fidelity in bits.
+        fixed_seconds: `[len(tokens)]`, all of a forward that is neither a layer nor reading embedding rows.
+        compute_dtype, gemm: with what the compute was measured.
+
+    Raises `ValueError` for a number that is negative or not finite, and for shapes that do not fit.
+    """
+
+    request_seconds: float
+    bytes_per_second: float
+    row_seconds: float
+    tokens: tuple[int, ...]
+    widths: tuple[int, ...]
+    layer_seconds: tuple[tuple[float, ...], ...]
+    decompress_seconds: Mapping[int, float]
+    fixed_seconds: tuple[float, ...]
+    compute_dtype: str
+    gemm: str
+
+    def __post_init__(self) -> None:
+        for name in ("request_seconds", "bytes_per_second", "row_seconds"):
+            object.__setattr__(self, name, _measured(name, getattr(self, name)))
+        if self.bytes_per_second == 0:
+            raise ValueError("bytes_per_second of a device profile must be positive.")
+        for name in ("tokens", "widths"):
+            object.__setattr__(self, name, _ascending(name, getattr(self, name)))
+        rows = tuple(_measured_row("layer_seconds", row, len(self.widths)) for row in self.layer_seconds)
+        if len(rows) != len(self.tokens):
+            raise ValueError(f"layer_seconds must have {len(self.tokens)} rows, one a token count, not {len(rows)}.")
+        object.__setattr__(self, "layer_seconds", rows)
+        fixed = _measured_row("fixed_seconds", self.fixed_seconds, len(self.tokens))
+        object.__setattr__(self, "fixed_seconds", fixed)
+        unknown = set(self.decompress_seconds) - set(FIDELITIES)
+        if unknown:
+            raise ValueError(f"decompress_seconds has a fidelity of {min(unknown)} bits; there are {FIDELITIES}.")
+        seconds = {bits: _measured("decompress_seconds", value) for bits, value in self.decompress_seconds.items()}
+        object.__setattr__(self, "decompress_seconds", seconds)
+
+    @cached_property
+    def _layer_seconds(self) -> np.ndarray:
+        return np.array(self.layer_seconds)
+
+    def io_seconds(self, num_bytes: Any, requests: Any) -> Any:
+        """Seconds to read this many bytes in this many requests: numbers, or arrays of one shape."""
+        return num_bytes / self.bytes_per_second + requests * self.request_seconds
+
+    def gemm_seconds(self, tokens: int, width: int) -> float:
+        """Seconds of one layer's compute with `width` slices, without decompression.
+
+        Linear between the measured token counts and widths, and on along the outermost two beyond them.
+        """
+        by_width = _interpolate(tokens, self.tokens, self._layer_seconds)
+        return float(_interpolate(width, self.widths, by_width))
+
+    def decompress_weight_seconds(self, bits: int) -> float:
+        """Seconds to decompress one weight; raises `ValueError` where this fidelity was not measured."""
+        try:
+            return self.decompress_seconds[bits]
+        except KeyError:
+            raise ValueError(
+                f"The device profile has no decompression time at {bits} bits; profile the device again."
+            ) from None
+
+    def layer_compute(self, tokens: int, bits_row: Sequence[int], slice_weights: int) -> float:
+        """T_comp of one layer: its active slices (bits > 0, one entry a slice) decompressed and multiplied."""
+        active = [int(bits) for bits in bits_row if bits]
+        decompress = slice_weights * sum(map(self.decompress_weight_seconds, active))
+        return self.gemm_seconds(tokens, len(active)) + decompress
+
+    def embedding_seconds(self, tokens: int, row_bytes: int) -> float:
+        """Seconds to read the embedding rows of `tokens` different tokens, all at once.
+
+        Rows are read as whole blocks. A table of rows of `row_bytes` that starts on a block touches
+        `(row_bytes + BLOCK - g) / BLOCK` blocks a row on average, g being the greatest common divisor of the two.
+        """
+        if row_bytes == 0:
+            return 0.0
+        touched = row_bytes + BLOCK - math.gcd(row_bytes, BLOCK)
+        return tokens * max(self.row_seconds, touched / self.bytes_per_second)
+
+    def fixed_compute(self, tokens: int) -> float:
+        """Seconds of a forward outside the layers, without reading embedding rows."""
+        return float(_interpolate(tokens, self.tokens, np.array(self.fixed_seconds)))
+
+    def to_json(self) -> str:
+        """The profile as JSON; `from_json` gives it back exactly."""
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> DeviceProfile:
+        """Reads what `to_json` wrote; raises `ValueError` for anything else."""
+        try:
+            content = json.loads(text)
+            version = content.pop("version")
+            if version != VERSION:
+                raise ValueError(f"it has version {version}, this release reads {VERSION}")
+            content["decompress_seconds"] = {int(bits): value for bits, value in content["decompress_seconds"].items()}
+            return cls(**content)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"This is not a device profile that can be used: {error}. Profile again.") from error
+
+
+def _interpolate(x: int, grid: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """Values along axis 0 at x. Beyond the grid, never less than what proportion (below) or the end (above) gives."""
+    proportional = values[0] * (x / grid[0])
+    if len(grid) == 1:
+        return proportional
+    left = min(max(int(np.searchsorted(grid, x)) - 1, 0), len(grid) - 2)
+    share = (x - grid[left]) / (grid[left + 1] - grid[left])
+    linear = values[left] + share * (values[left + 1] - values[left])
+    if x < grid[0]:
+        return np.maximum(linear, proportional)
+    return np.maximum(linear, values[-1]) if x > grid[-1] else linear
+
+
+def _measured(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} of a device profile must be a finite number of at least 0, not {value!r}.")
+    return number
+
+
+def _measured_row(name: str, values: Sequence[float], length: int) -> tuple[float, ...]:
+    row = tuple(_measured(name, value) for value in values)
+    if len(row) != length:
+        raise ValueError(f"{name} of a device profile must have {length} entries, not {len(row)}.")
+    return row
+
+
+def _ascending(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    numbers = tuple(int(value) for value in values)
+    if not numbers or numbers[0] < 1 or any(a >= b for a, b in pairwise(numbers)):
+        raise ValueError(f"{name} of a device profile must be ascending whole numbers from 1 up, not {list(values)}.")
+    return numbers

@@ -1,0 +1,89 @@
+"""From fidelities to a plan: the staging buffer that they need, and the times that they predict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sti_hf.planning.plan import ExecutionPlan
+from sti_hf.planning.staging import choose_staging
+from sti_hf.planning.submodel import Submodel
+from sti_hf.planning.timeline import Timeline, simulate
+from sti_hf.shards.layout import BLOCK
+
+
+def predict(
+    submodel: Submodel,
+    bits: np.ndarray,
+    preloaded: np.ndarray,
+    *,
+    strategy: str = "sti",
+    allocator: str | None = None,
+    distortion: float | None = None,
+) -> ExecutionPlan:
+    """The plan for fidelities `[n, m]` of a submodel with these pieces `[n, KINDS * M]` in the preload buffer."""
+    request = submodel.request
+    pieces = np.zeros((request.grid.layers, preloaded.shape[1]), dtype=bool)
+    pieces[list(submodel.layers)] = preloaded
+    pipeline = _Pipeline(submodel, bits, preloaded, overlap=strategy != "load_exec")
+    staging_bytes = pipeline.staging_bytes()
+    return ExecutionPlan(
+        strategy=strategy,
+        allocator=allocator,
+        fidelities=request.fidelities,
+        target_latency=request.target_latency,
+        preload_budget=request.preload_budget,
+        seq_len=request.seq_len,
+        layers=submodel.layers,
+        bits=submodel.matrix(bits),
+        preloaded_pieces=pieces.reshape(request.grid.layers, -1, request.grid.slices),
+        preload_bytes=int(pipeline.preload_bytes.sum()),
+        streamed_bytes=sum(pipeline.streamed_bytes),
+        staging_bytes=staging_bytes,
+        timeline=pipeline.run(staging_bytes),
+        first_latency=pipeline.run(staging_bytes, fill_preload=True).end,
+        distortion=distortion,
+    )
+
+
+class _Pipeline:
+    """What every layer of a plan costs."""
+
+    def __init__(self, submodel: Submodel, bits: np.ndarray, preloaded: np.ndarray, overlap: bool) -> None:
+        self.request, self.overlap = submodel.request, overlap
+        io_seconds = self.request.profile.io_seconds
+        streamed_bytes, requests = submodel.pieces.reads(submodel.needed(bits) & ~preloaded)
+        self.preload_bytes, preload_requests = submodel.pieces.reads(preloaded)
+        self.streamed_bytes: list[int] = streamed_bytes.tolist()
+        self.streaming = io_seconds(streamed_bytes, requests)
+        self.filling = io_seconds(self.preload_bytes, preload_requests)
+        self.decompress = submodel.decompress_seconds(bits)
+        self.compute = submodel.gemm_seconds + self.decompress
+
+    def run(self, staging_bytes: int, fill_preload: bool = False) -> Timeline:
+        """The predicted pipeline; `fill_preload`: with the reads that fill the preload buffer."""
+        io = self.streaming + self.filling if fill_preload else self.streaming
+        return simulate(
+            io.tolist(),
+            self.streamed_bytes,
+            self.compute.tolist(),
+            self.decompress.tolist(),
+            first_io=self.request.embedding_seconds,
+            fixed_seconds=self.request.fixed_seconds,
+            staging_bytes=staging_bytes,
+            overlap=self.overlap,
+        )
+
+    def staging_bytes(self) -> int:
+        """Size of the staging buffer: where all is read before anything is computed, it holds everything."""
+        if not self.overlap:
+            return sum(self.streamed_bytes)
+        read_ahead = math.ceil(self.request.profile.bytes_per_second * self.compute.max() / BLOCK) * BLOCK
+        return choose_staging(
+            self.streamed_bytes,
+            read_ahead,
+            self.request.staging_budget,
+            lambda size: self.run(size).end,
+            self.request.target_latency,
+        )

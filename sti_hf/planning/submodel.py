@@ -1,0 +1,147 @@
+"""Compute planning: which n x m submodel runs within T (STI, section 5.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import numpy as np
+
+from sti_hf.planning.request import ROUNDING, PlanRequest
+
+
+def kept_layers(layers: int, depth: int) -> tuple[int, ...]:
+    """Which of a model's layers a submodel of this depth keeps: the first."""
+    return tuple(range(min(layers, depth)))
+
+
+def accumulated_io_budget(request: PlanRequest, compute: np.ndarray) -> np.ndarray:
+    """AIB(l), seconds `[n]`: the IO time that there is for layers 0 to l (STI, section 5.2).
+
+    `AIB(l) = slack + sum of compute of the layers before l`, slack being what T leaves after all `compute` (seconds
+    `[n]`, one a layer), what is outside the layers, and the embedding rows, which are read first. That is what is left
+    without the compute from layer l on. A plan keeps T if and only if for every l the IO of layers 0 to l fits AIB(l).
+    """
+    budget = request.target_latency - ROUNDING - request.fixed_seconds - request.embedding_seconds
+    return budget - compute[::-1].cumsum()[::-1]
+
+
+class Submodel:
+    """The first `width` slices of `depth` layers, and what fidelities of theirs cost: bits matrices `[n, m]` here."""
+
+    def __init__(self, request: PlanRequest, depth: int, width: int) -> None:
+        self.request = request
+        self.depth = depth
+        self.width = width
+        self.layers = kept_layers(request.grid.layers, depth)
+        self.pieces = request.pieces.take(self.layers)
+
+    @cached_property
+    def gemm_seconds(self) -> float:
+        """Compute of one layer, without decompression."""
+        return self.request.gemm_seconds(self.width)
+
+    def uniform(self, bits: int) -> np.ndarray:
+        """The bits matrix with one fidelity everywhere."""
+        return np.full((self.depth, self.width), bits)
+
+    def matrix(self, bits: np.ndarray) -> np.ndarray:
+        """A bits matrix over the whole grid `[N, M]`, 0 = not run."""
+        matrix = np.zeros((self.request.grid.layers, self.request.grid.slices), dtype=np.int64)
+        matrix[list(self.layers), : self.width] = bits
+        return matrix
+
+    def needed(self, bits: np.ndarray) -> np.ndarray:
+        """bool `[n, KINDS * M]`: the pieces that these fidelities need."""
+        return self.pieces.needed(self.matrix(bits)[list(self.layers)])
+
+    def preloaded(self, bits: np.ndarray) -> np.ndarray:
+        """bool `[n, KINDS * M]`: the pieces that the preload buffer holds of these fidelities."""
+        return self.pieces.preloaded(self.needed(bits), self.request.preload_budget)
+
+    @cached_property
+    def staging_limit(self) -> int | None:
+        """Bytes that a layer may stream where the staging buffer is bounded; all-lowest layers may in any case."""
+        if self.request.staging_budget is None:
+            return None
+        lowest, _ = self.pieces.reads(self.needed(self.uniform(self.request.lowest)))
+        return max(self.request.staging_budget, int(lowest.max()))
+
+    def streamed(self, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes and requests of every layer, int64 `[n]`, without what the preload buffer holds."""
+        needed = self.needed(bits)
+        return self.pieces.reads(needed & ~self.pieces.preloaded(needed, self.request.preload_budget))
+
+    def decompress_seconds(self, bits: np.ndarray) -> np.ndarray:
+        """Decompression of every layer, seconds `[n]`."""
+        return self.request.shard_decompress[bits].sum(axis=1)
+
+    def budget_left(self, bits: np.ndarray) -> np.ndarray:
+        """What the IO of all layers up to each leaves of its AIB, seconds `[n]`; negative where T would be missed."""
+        io = self.request.profile.io_seconds(*self.streamed(bits))
+        compute = self.gemm_seconds + self.decompress_seconds(bits)
+        return accumulated_io_budget(self.request, compute) - io.cumsum()
+
+    def latency(self, bits: np.ndarray) -> float:
+        """Seconds of a forward whose reading never waits for room in the staging buffer."""
+        return self.request.target_latency - ROUNDING - float(self.budget_left(bits).min())
+
+    def is_valid(self, bits: np.ndarray) -> bool:
+        """Whether these fidelities keep T, and every layer a bounded staging buffer."""
+        if self.staging_limit is not None and self.streamed(bits)[0].max() > self.staging_limit:
+            return False
+        return bool(self.budget_left(bits).min() >= 0)
+
+
+def choose_submodel(
+    request: PlanRequest, meets: Callable[[Submodel], bool], accuracy: Mapping[tuple[int, int], float] | None = None
+) -> Submodel | None:
+    """The best submodel of those that keep T at the lowest fidelity, which `meets` decides; None where none does.
+
+    With `accuracy`, measured for some (n, m), the most accurate of those. Else, and where none of them keeps T, the
+    one with the most shards; of equals the deeper. A submodel is taken to be faster than those that contain it.
+    """
+    for depth, width in _by_accuracy(request, accuracy or {}):
+        submodel = Submodel(request, depth, width)
+        if meets(submodel):
+            return submodel
+    best = None
+    for width in range(request.grid.slices, 0, -1):
+        shards = best.depth * best.width if best else 1
+        best = _deepest(request, meets, width, -(-shards // width)) or best
+    return best
+
+
+def _by_accuracy(request: PlanRequest, accuracy: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
+    for (depth, width), value in accuracy.items():
+        if not (1 <= depth <= request.grid.layers and 1 <= width <= request.grid.slices and math.isfinite(value)):
+            raise ValueError(f"Accuracy {value!r} of a {depth} x {width} submodel does not fit this store.")
+    best_first = sorted(((value, n * m, n, m) for (n, m), value in accuracy.items()), reverse=True)
+    return [(depth, width) for _, _, depth, width in best_first]
+
+
+def _deepest(request: PlanRequest, meets: Callable[[Submodel], bool], width: int, least: int) -> Submodel | None:
+    """The deepest submodel of a width that keeps T; None where it has fewer than `least` layers."""
+    low, high = least - 1, request.grid.layers
+    found = None
+    for depth in (least, high):
+        if low < depth <= high:
+            candidate = Submodel(request, depth, width)
+            if not meets(candidate):
+                high = depth - 1
+            else:
+                low, found = depth, candidate
+    while low < high and found:
+        candidate = Submodel(request, (low + high + 1) // 2, width)
+        if meets(candidate):
+            low, found = candidate.depth, candidate
+        else:
+            high = candidate.depth - 1
+    return found
+
+
+def fastest_submodel(request: PlanRequest, bits: int) -> Submodel:
+    """The submodel with the lowest latency at this fidelity: one layer, and the width that is then the fastest."""
+    candidates = [Submodel(request, 1, width) for width in range(request.grid.slices, 0, -1)]
+    return min(candidates, key=lambda submodel: submodel.latency(submodel.uniform(bits)))

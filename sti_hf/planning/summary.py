@@ -1,0 +1,64 @@
+"""A plan as plain text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sti_hf.shards.layout import FULL
+
+if TYPE_CHECKING:
+    from sti_hf.planning.plan import ExecutionPlan
+
+BAR_WIDTH = 60
+
+
+def summarize(plan: ExecutionPlan) -> str:
+    """The grid of fidelities (layers down, slices across), and the predicted timeline of the layers that run."""
+    n, m = plan.submodel
+    layers, slices = plan.bits.shape
+    head = [
+        f"{plan.strategy}: {n} x {m} submodel of {layers} x {slices}, {plan.seq_len} tokens",
+        f"T {_ms(plan.target_latency)}, predicted {_ms(plan.predicted_latency)}"
+        f"{'' if plan.feasible else ' (T cannot be met)'}, first answer {_ms(plan.first_latency)}",
+        f"reads {_mb(plan.streamed_bytes)} an inference, preloaded {_mb(plan.preload_bytes)}, "
+        f"staging buffer {_mb(plan.staging_bytes)}",
+    ]
+    legend = f"{FULL} bits: F, not run: ., preloaded: *"
+    return "\n".join([*head, "", *_grid(plan), legend, "", *_bars(plan), "reading: -, decompressing: d, computing: #"])
+
+
+def _grid(plan: ExecutionPlan) -> list[str]:
+    signs = {0: ".", FULL: "F"}
+    return [
+        f"layer {layer:>3}  " + " ".join(signs.get(bits, str(bits)) + " *"[kept] for bits, kept in zip(row, preloaded))
+        for layer, (row, preloaded) in enumerate(zip(plan.bits.tolist(), plan.preloaded.tolist()))
+    ]
+
+
+def _bars(plan: ExecutionPlan) -> list[str]:
+    """A line a layer: its reads, then its compute, of which the first part stands for all decompression."""
+    timeline = plan.timeline
+    scale = BAR_WIDTH / max(timeline.end, plan.target_latency, 1e-9)
+    lines = []
+    for k, layer in enumerate(plan.layers):
+        bar = [" "] * BAR_WIDTH
+        computing = timeline.compute_start[k] + timeline.decompress[k]
+        for sign, start, end in (
+            ("-", timeline.io_start[k], timeline.io_end[k]),
+            ("#", computing, timeline.compute_end[k]),
+            ("d", timeline.compute_start[k], computing),
+        ):
+            if end > start:
+                first = min(int(start * scale), BAR_WIDTH - 1)
+                last = min(max(round(end * scale), first + 1), BAR_WIDTH)
+                bar[first:last] = sign * (last - first)
+        lines.append(f"layer {layer:>3}  |{''.join(bar)}|")
+    return lines
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"

@@ -1,0 +1,1 @@
+"""What planning needs to know, measured by running."""

@@ -1,0 +1,212 @@
+"""Measures a device for a store: what reading and computing cost (STI, section 4).
+
+Everything is measured where it is used: reads with the streamer from the store itself, compute with the store's own
+layers in the elastic runtime, whose times the session keeps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from sti_hf import native
+from sti_hf.config import STIConfig
+from sti_hf.planning import DeviceProfile, ExecutionPlan
+from sti_hf.planning.baselines import preloaded_model
+from sti_hf.runtime.buffers import allocate
+from sti_hf.runtime.gemm import ComputePath, available_paths
+from sti_hf.runtime.placement import REQUEST_BYTES
+from sti_hf.runtime.session import STISession
+from sti_hf.runtime.streamer import READING_THREADS
+from sti_hf.runtime.tables import TableReader
+from sti_hf.runtime.timeline import RunTimeline
+from sti_hf.shards.layout import BLOCK, FULL
+from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore
+
+LoadModel = Callable[[STISession], PreTrainedModel]
+"""Builds the store's model on a session."""
+
+TOKENS = (16, 64, 128, 256, 512)
+PATH_TOKENS = 128
+LAYERS = 4
+BITS = 4
+REPEATS = 3
+SUSTAINED_BYTES = 192 << 20
+SUSTAINED_SECONDS = 1.0
+SMALL_REQUESTS = 64
+
+
+def measure_device(
+    store: ShardStore,
+    load_model: LoadModel,
+    *,
+    compute_dtype: str = "auto",
+    rate_limit: float = 0.0,
+    progress: Callable[[str], None] = lambda step: None,
+) -> DeviceProfile:
+    """Measures this device for `store`; takes seconds. `progress` is told what is being measured.
+
+    Of the compute paths of `compute_dtype` the fastest at 128 tokens is taken.
+    """
+    progress("reading")
+    request_seconds, bytes_per_second = _measure_reads(store, rate_limit)
+    row_seconds = _measure_rows(store, rate_limit)
+    progress("compute paths")
+    paths = {path: _layer_seconds(store, load_model, path) for path in available_paths(compute_dtype)}
+    path = min(paths, key=lambda candidate: paths[candidate])
+    progress(f"layers ({path.dtype}, {path.gemm})")
+    with _runner(store, load_model, path) as run:
+        tokens = run.token_counts()
+        widths = sorted({max(1, store.grid.slices // 4), max(1, store.grid.slices // 2), store.grid.slices})
+        measured = [[run(count, width, BITS) for width in widths] for count in tokens]
+        decompress = {bits: run(tokens[0], store.grid.slices, bits).decompress for bits in store.fidelities}
+    return DeviceProfile(
+        request_seconds=request_seconds,
+        bytes_per_second=bytes_per_second,
+        row_seconds=row_seconds,
+        tokens=tuple(tokens),
+        widths=tuple(widths),
+        layer_seconds=tuple(tuple(one.layer for one in row) for row in measured),
+        decompress_seconds=decompress,
+        fixed_seconds=tuple(row[-1].fixed for row in measured),
+        compute_dtype=path.dtype,
+        gemm=path.gemm,
+    )
+
+
+class _Measurement:
+    """Medians of a few forwards: seconds of one layer without decompression, of decompressing one weight, and of the
+    forward outside the layers."""
+
+    def __init__(self, layer: float, decompress: float, fixed: float) -> None:
+        self.layer, self.decompress, self.fixed = layer, decompress, fixed
+
+
+class _Runner:
+    """Runs forwards of the store's model with a few layers, all preloaded."""
+
+    def __init__(self, store: ShardStore, session: STISession, model: PreTrainedModel) -> None:
+        self.store, self.session, self.model = store, session, model
+
+    def token_counts(self) -> list[int]:
+        """The token counts to measure at, within the model's longest input."""
+        longest = getattr(self.model.config, "max_position_embeddings", TOKENS[-1])
+        # Families with a padding position (RoBERTa, MPNet) take two tokens fewer than they have positions.
+        return [count for count in TOKENS if count <= longest - 2] or [max(1, longest - 2)]
+
+    def __call__(self, tokens: int, width: int, bits: int) -> _Measurement:
+        layers = 1 if bits == FULL else min(LAYERS, self.store.grid.layers)
+        self.session.use(preloaded_plan(self.store, layers, width, bits))
+        inputs = {
+            "input_ids": torch.randint(10, self.model.config.vocab_size, (1, tokens)),
+            "attention_mask": torch.ones(1, tokens, dtype=torch.long),
+        }
+        runs = [self._run(inputs) for _ in range(REPEATS + 1)][1:]
+        weights = width * self.store.grid.slice_weights
+        return _Measurement(
+            layer=median(float(np.median(run.compute)) for run in runs),
+            decompress=median(float(np.median(run.decompress)) for run in runs) / weights,
+            fixed=max(
+                0.0,
+                median(
+                    run.total - run.embedding - run.wait.sum() - run.compute.sum() - run.decompress.sum()
+                    for run in runs
+                ),
+            ),
+        )
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> RunTimeline:
+        self.model(**inputs)
+        assert self.session.last_run is not None
+        return self.session.last_run
+
+
+def preloaded_plan(store: ShardStore, layers: int, width: int, bits: int) -> ExecutionPlan:
+    """A plan with the first layers and slices of a store at one fidelity, all of it preloaded."""
+    return preloaded_model(store.layouts, layers=layers, slices=width, bits=bits)
+
+
+@contextmanager
+def _runner(store: ShardStore, load_model: LoadModel, path: ComputePath) -> Iterator[_Runner]:
+    start = preloaded_plan(store, 1, store.grid.slices, BITS)
+    session = STISession(store, STIConfig(), lambda config, tokens: start, path)
+    try:
+        yield _Runner(store, session, load_model(session))
+    finally:
+        session.close()
+
+
+def _layer_seconds(store: ShardStore, load_model: LoadModel, path: ComputePath) -> float:
+    """Seconds of a layer, decompression included, on one compute path."""
+    with _runner(store, load_model, path) as run:
+        tokens = min(run.token_counts(), key=lambda count: abs(count - PATH_TOKENS))
+        measured = run(tokens, store.grid.slices, BITS)
+        return measured.layer + measured.decompress * store.grid.slices * store.grid.slice_weights
+
+
+def _measure_reads(store: ShardStore, rate_limit: float) -> tuple[float, float]:
+    """Seconds for a request, and bytes a second, from one long read of the shards file and many small ones."""
+    path = store.layer_path(0)
+    blocks = store.index.files[path.name] // BLOCK
+    large = min(REQUEST_BYTES // BLOCK, blocks)
+    count = blocks // large
+    rounds = max(1, -(-SUSTAINED_BYTES // (count * large * BLOCK)))
+    ends = _read_ends(path, np.tile(np.arange(count) * large, rounds), large, rate_limit, SUSTAINED_SECONDS)
+    # Throttled disks deliver in bursts, one of them first: a line through the later reads tells the rate they sustain.
+    later = np.arange(len(ends) // 4, len(ends))
+    large_seconds = float(np.polyfit(later, ends[later], 1)[0]) if len(later) > 1 else float(ends[-1])
+    scattered = np.linspace(0, blocks - 1, min(SMALL_REQUESTS, blocks)).astype(np.int64)
+    small_seconds = median(_read_ends(path, scattered, 1, rate_limit)[-1] / len(scattered) for _ in range(REPEATS))
+    # Two equations: seconds of a request = a + bytes / rate.
+    bytes_apart = (large - 1) * BLOCK
+    if bytes_apart == 0 or large_seconds <= small_seconds:
+        return 0.0, large * BLOCK / large_seconds
+    rate = bytes_apart / (large_seconds - small_seconds)
+    return max(0.0, small_seconds - BLOCK / rate), rate
+
+
+def _read_ends(
+    path: Path, first_blocks: np.ndarray, blocks: int, rate_limit: float, seconds: float = math.inf
+) -> np.ndarray:
+    """Seconds after which each request of `blocks` blocks was done, float64 `[n]`; stops after about `seconds`."""
+    size = blocks * BLOCK
+    requests = np.zeros((len(first_blocks), 7), dtype=np.int64)
+    requests[:, 1] = first_blocks * BLOCK
+    requests[:, 2] = size
+    requests[:, 4] = np.arange(len(requests))
+    streamer = native.Streamer([str(path)], [allocate(size)], threads=READING_THREADS, rate_limit=rate_limit)
+    try:
+        begun = time.perf_counter()
+        streamer.start(requests, np.empty((0, 4), dtype=np.int64))
+        for request in range(len(requests)):
+            streamer.wait(request)
+            if time.perf_counter() - begun > seconds:
+                break
+        streamer.cancel()
+        ends = streamer.timings()[:, 1] - begun
+        return ends[np.isfinite(ends)]
+    finally:
+        streamer.close()
+
+
+def _measure_rows(store: ShardStore, rate_limit: float) -> float:
+    """Seconds for one embedding row when as many as a typical input's are read together."""
+    reader = TableReader(store, WORD_EMBEDDINGS, rate_limit)
+    rows = np.unique(np.linspace(0, reader.table.rows - 1, PATH_TOKENS).astype(np.int64))
+    try:
+        seconds = []
+        for _ in range(REPEATS + 1):
+            begun = time.perf_counter()
+            reader.read(rows)
+            seconds.append(time.perf_counter() - begun)
+        return median(seconds[1:]) / len(rows)
+    finally:
+        reader.close()

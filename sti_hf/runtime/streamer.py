@@ -1,0 +1,130 @@
+"""Reads a plan's shards ahead of compute, in plan order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sti_hf import native
+from sti_hf.planning import ExecutionPlan
+from sti_hf.runtime.buffers import Buffers, allocate
+from sti_hf.runtime.placement import Placement
+from sti_hf.shards.store import ShardStore
+
+READING_THREADS = 2
+"""So that the disk has a request while the thread whose request is done waits for a busy processor."""
+
+
+class ShardStreamer:
+    """Brings the shards of one plan into the buffers; step k is the k-th layer that the plan executes.
+
+    What was read into the preload buffer stays there: later runs, and later plans that want the same pieces, do not
+    read it again.
+    """
+
+    def __init__(self, store: ShardStore, buffers: Buffers, rate_limit: float = 0.0) -> None:
+        self.store, self.buffers = store, buffers
+        self.placement: Placement | None = None
+        self.running = False
+        self._rate_limit = rate_limit
+        self._native: native.Streamer | None = None
+        self._held: list[np.ndarray] = []
+        self._groups = np.empty(0, dtype=np.int64)
+
+    def adopt(self, plan: ExecutionPlan) -> Placement:
+        """Makes room for `plan`, keeping what the preload buffer already holds of it."""
+        self.stop()
+        placement = Placement(self.store, plan)
+        preload = allocate(placement.preload_bytes)
+        self._held = [self._move(placement, step, preload) for step in range(len(placement.layers))]
+        self.buffers.preload = preload
+        self.buffers.reserve_staging(placement.staging_bytes)
+        self.placement = placement
+        self.reopen()
+        return placement
+
+    def _move(self, placement: Placement, step: int, preload: np.ndarray) -> np.ndarray:
+        """Copies what the old preload buffer holds of a layer into the new one; returns those pieces."""
+        new = placement.layers[step]
+        kept = np.zeros_like(new.preloaded)
+        for old, held in zip(self.placement.layers if self.placement else [], self._held, strict=True):
+            if old.layer == new.layer:
+                kept = held & new.preloaded
+                layout = self.store.layouts[new.layer]
+                offsets, sizes = layout.piece_offset[kept], layout.piece_bytes[kept]
+                if len(offsets):
+                    sources, targets = old.preload_image.place(offsets), new.preload_image.place(offsets)
+                    for source, target, size in zip(sources, targets, sizes, strict=True):
+                        preload[target : target + size] = self.buffers.preload[source : source + size]
+        return kept
+
+    def reopen(self) -> None:
+        """Opens the files anew, as new buffers or a forked child need."""
+        if self.placement is None:
+            return
+        if self._native is not None:
+            self._native.close()
+        paths = [str(self.store.path / name) for name in self.placement.files]
+        self._native = native.Streamer(
+            paths, self.buffers.compressed, threads=READING_THREADS, rate_limit=self._rate_limit
+        )
+        self.running = False
+
+    def start(self) -> None:
+        """Starts reading for the next inference, unless that is under way."""
+        if self.running or self._native is None or self.placement is None:
+            return
+        missing = [placed.preloaded & ~held for placed, held in zip(self.placement.layers, self._held, strict=True)]
+        requests, pieces = self.placement.requests(missing)
+        self._groups = requests[:, 4]
+        self._native.start(requests, pieces)
+        self.running = True
+
+    def wait(self, step: int) -> float:
+        """Blocks until the pieces of a step are in memory; returns the seconds it took.
+
+        Raises what went wrong in reading them: `native.StreamError`, with file and offset.
+        """
+        assert self._native is not None and self.placement is not None
+        waited = self._native.wait(step)
+        self._held[step] = self.placement.layers[step].preloaded
+        return waited
+
+    def release(self, step: int) -> None:
+        """Gives back the staging memory of a step."""
+        assert self._native is not None
+        self._native.release(step)
+
+    def finish(self) -> None:
+        """Ends a run whose every step was waited for."""
+        self.running = False
+
+    def stop(self) -> None:
+        """Stops reading; what of the preload buffer is complete by then is kept."""
+        if self.running and self._native is not None and self.placement is not None:
+            for step, placed in enumerate(self.placement.layers):
+                if self._native.ready(step):
+                    self._held[step] = placed.preloaded
+            self._native.cancel()
+        self.running = False
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read since the last `start`."""
+        return 0 if self._native is None else self._native.bytes_read
+
+    def step_times(self, steps: int) -> np.ndarray:
+        """float64 `[steps, 2]`: when reading of each step began and ended (`time.perf_counter`); nan: nothing read."""
+        times = np.full((steps, 2), np.nan)
+        if self._native is not None and len(self._groups):
+            timings = self._native.timings()
+            for step in np.unique(self._groups):
+                of_step = timings[self._groups == step]
+                times[step] = of_step[:, 0].min(), of_step[:, 1].max()
+        return times
+
+    def close(self) -> None:
+        """Stops reading and closes the files."""
+        self.stop()
+        if self._native is not None:
+            self._native.close()
+            self._native = None

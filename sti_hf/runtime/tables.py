@@ -1,0 +1,63 @@
+"""Tables that are read by row and never resident: word embeddings, and heads over the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sti_hf import native
+from sti_hf.shards.store import TABLES_FILE, ShardStore
+
+BLOCK_BYTES = 1 << 20
+"""Size of the row blocks in which a whole table is streamed."""
+
+
+class TableReader:
+    """Reads rows of one table of a store, each checked against its CRC-32C."""
+
+    def __init__(self, store: ShardStore, name: str, rate_limit: float = 0.0) -> None:
+        self.table = store.index.tables[name]
+        self.dtype = getattr(torch, self.table.dtype)
+        self.bytes_read = 0
+        self._rate_limit = rate_limit
+        self._path = str(store.path / TABLES_FILE)
+        self._checksums = store.row_checksums(name)
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Opens the file again, as a forked child must."""
+        self._file = native.Streamer([self._path], [], rate_limit=self._rate_limit)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that the reader keeps in memory."""
+        return self._checksums.nbytes
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """The rows (int64 `[k]`, ascending) of the table: `[k, columns]` in its dtype."""
+        size = self.table.row_bytes
+        out = np.empty(len(rows) * size, dtype=np.uint8)
+        offsets = self.table.offset + rows * size
+        self.bytes_read += self._file.read_rows(0, offsets, size, out, self._checksums[rows])
+        return torch.from_numpy(out).view(self.dtype).view(len(rows), self.table.columns)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """The whole table as blocks of rows, each with its first row; one is read while the last is in use."""
+        step = max(1, BLOCK_BYTES // self.table.row_bytes)
+        starts = range(0, self.table.rows, step)
+        with ThreadPoolExecutor(1) as reader:
+            ranges = [np.arange(start, min(start + step, self.table.rows)) for start in starts]
+            coming = reader.submit(self.read, ranges[0])
+            for start, following in zip(starts, [*ranges[1:], None], strict=True):
+                block = coming.result()
+                if following is not None:
+                    coming = reader.submit(self.read, following)
+                yield start, block
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,67 @@
+"""What one inference took: measured, in the same terms as the plan's prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class LayerTimes:
+    """One layer's run: `time.perf_counter` when its compute began and ended, seconds it waited before and seconds of
+    decompression in it."""
+
+    start: float
+    wait: float
+    end: float = 0.0
+    decompress: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunTimeline:
+    """One inference. All times are seconds, `io` counted from the start of the forward (negative: read ahead of it).
+
+    Per executed layer float64 `[n]`: `wait` for its shards, `decompress`, `compute` (without decompression); `io`
+    `[n, 2]`: start and end of its reads, nan where nothing was read. `bytes_read` are the shards', `row_bytes_read`
+    the embeddings'.
+    """
+
+    tokens: int
+    total: float
+    embedding: float
+    bytes_read: int
+    row_bytes_read: int
+    io: np.ndarray = field(repr=False)
+    wait: np.ndarray = field(repr=False)
+    decompress: np.ndarray = field(repr=False)
+    compute: np.ndarray = field(repr=False)
+    start: np.ndarray = field(repr=False)
+
+
+def run_timeline(
+    times: list[LayerTimes],
+    io: np.ndarray,
+    *,
+    begun: float,
+    ended: float,
+    tokens: int,
+    embedding: float,
+    bytes_read: int,
+    row_bytes_read: int,
+) -> RunTimeline:
+    """Puts one inference's measurements together; `begun` and `ended` are `time.perf_counter` of its forward."""
+    decompress = np.array([layer.decompress for layer in times])
+    busy = np.array([layer.end - layer.start for layer in times])
+    return RunTimeline(
+        tokens=tokens,
+        total=ended - begun,
+        embedding=embedding,
+        bytes_read=bytes_read,
+        row_bytes_read=row_bytes_read,
+        io=io - begun,
+        wait=np.array([layer.wait for layer in times]),
+        decompress=decompress,
+        compute=busy - decompress,
+        start=np.array([layer.start for layer in times]) - begun,
+    )

@@ -1,0 +1,131 @@
+"""Row scales and nested codebooks of least squared error: the default where there is no calibration text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sti_hf.architectures.grid import Grid
+from sti_hf.shards.layout import PLANES
+from sti_hf.shards.quantizers.base import QuantizedLayer, codebooks_of_means
+
+HISTOGRAM_BINS = 2048
+HISTOGRAM_RANGE = 6.0
+"""Weights are histogrammed between plus and minus this many row scales; what lies outside counts at the edge."""
+
+LLOYD_STEPS = 30
+SCALE_STEPS = 2
+SCALE_BITS = 3
+"""The fidelity whose squared error the row scales are fitted to."""
+
+
+class LloydQuantizer:
+    """One scale a row, and for each matrix of a shard a tree of codebooks: the 4 values of least squared error
+    (Lloyd-Max), each of whose cells is then split in the best two, down to 64.
+    """
+
+    def quantize_layer(self, layer: int, shards: Tensor, grid: Grid) -> QuantizedLayer:
+        """See `Quantizer`."""
+        codes = torch.empty(shards.shape, dtype=torch.uint8)
+        scales = torch.empty(shards.shape[:2], dtype=torch.float16)
+        codebooks = {bits: torch.empty(len(shards), len(grid.rows), 2**bits) for bits in range(2, PLANES + 1)}
+        for index, (name, rows) in enumerate(grid.rows):
+            block = slice(grid.first_row[name], grid.first_row[name] + rows)
+            codes[:, block], scales[:, block], books = quantize_matrix(shards[:, block])
+            for bits, values in books.items():
+                codebooks[bits][:, index] = values
+        return QuantizedLayer(grid, codes, codebooks, scales)
+
+
+def quantize_matrix(weights: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """Codes uint8, scales float16 and codebooks of `weights` `[groups, rows, columns]`, one codebook a group."""
+    scales = _as_stored(weights.square().mean(-1).sqrt())
+    for step in range(SCALE_STEPS + 1):
+        codes, codebooks = _codes(weights, scales)
+        if step < SCALE_STEPS:
+            values = _look_up(codebooks[SCALE_BITS], codes >> (PLANES - SCALE_BITS))
+            fitted = (weights * values).sum(-1) / values.square().sum(-1).clamp_min(1e-12)
+            scales = _as_stored(torch.where(fitted > 0, fitted, scales))
+    return codes, scales.half(), codebooks
+
+
+def _as_stored(scales: Tensor) -> Tensor:
+    """Scales after a round trip through float16, none of them zero."""
+    return scales.clamp(1e-7, 6e4).half().float()
+
+
+def _look_up(codebook: Tensor, codes: Tensor) -> Tensor:
+    return codebook.gather(1, codes.flatten(1).long()).view(codes.shape)
+
+
+def _codes(weights: Tensor, scales: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    groups = len(weights)
+    step = 2 * HISTOGRAM_RANGE / HISTOGRAM_BINS
+    normalized = weights / scales[..., None]
+    bins = ((normalized + HISTOGRAM_RANGE) / step).clamp_(0, HISTOGRAM_BINS - 1).long().flatten(1)
+    error_weight = scales.square()[..., None].expand_as(weights).reshape(groups, -1)
+    histogram = _sum_by(bins, error_weight, HISTOGRAM_BINS)
+    centers = (torch.arange(HISTOGRAM_BINS, dtype=torch.float64) + 0.5) * step - HISTOGRAM_RANGE
+    code_of_bin = nested_cells(histogram, centers)
+    codes = code_of_bin.gather(1, bins)
+    sums = _sum_by(codes.long(), error_weight * normalized.flatten(1), 2**PLANES)
+    return codes.view(weights.shape), codebooks_of_means(sums, _sum_by(codes.long(), error_weight, 2**PLANES))
+
+
+def _sum_by(keys: Tensor, weights: Tensor, size: int) -> Tensor:
+    """float64 `[groups, size]`: sums of the weights of every key."""
+    offsets = torch.arange(len(keys))[:, None] * size
+    sums = torch.bincount((keys + offsets).flatten(), weights=weights.flatten().double(), minlength=len(keys) * size)
+    return sums.view(len(keys), size)
+
+
+def nested_cells(histogram: Tensor, centers: Tensor) -> Tensor:
+    """uint8 `[groups, bins]`: the 6-bit code of every histogram bin. Codes rise with the value.
+
+    `histogram` float64 `[groups, bins]`: total weight in each bin; `centers` float64 `[bins]`: the bins' values.
+    """
+    zero = torch.zeros(len(histogram), 1, dtype=torch.float64)
+    mass = torch.cat((zero, histogram.cumsum(1)), 1)
+    moment = torch.cat((zero, (histogram * centers).cumsum(1)), 1)
+    bins = histogram.shape[1]
+    edges = torch.tensor([[0, bins]]).repeat(len(histogram), 1)
+    for bits in range(1, PLANES + 1):
+        edges = _split_cells(edges, mass, moment)
+        if bits == 2:
+            edges = _lloyd_max(edges, mass, moment, centers)
+    cells = torch.searchsorted(edges[:, 1:-1].contiguous(), torch.arange(bins).repeat(len(histogram), 1), right=True)
+    return cells.to(torch.uint8)
+
+
+def _split_cells(edges: Tensor, mass: Tensor, moment: Tensor) -> Tensor:
+    """Splits every cell between two edges where the squared error falls most."""
+    positions = torch.arange(mass.shape[1]).repeat(len(edges), 1)
+    cell = (torch.searchsorted(edges, positions, right=True) - 1).clamp_max(edges.shape[1] - 2)
+    low, high = edges.gather(1, cell), edges.gather(1, cell + 1)
+    gain = torch.zeros_like(mass)
+    for first, last in ((low, positions), (positions, high)):
+        cell_mass = mass.gather(1, last) - mass.gather(1, first)
+        cell_moment = moment.gather(1, last) - moment.gather(1, first)
+        gain += cell_moment.square() / cell_mass.clamp_min(1e-300)
+    cells = edges.shape[1] - 1
+    best = torch.full((len(edges), cells), -1.0, dtype=torch.float64).scatter_reduce(1, cell, gain, "amax")
+    is_best = gain == best.gather(1, cell)
+    split = torch.zeros(len(edges), cells, dtype=torch.long)
+    split.scatter_reduce_(1, cell, torch.where(is_best, positions, 0), "amax")
+    split = torch.minimum(torch.maximum(split, edges[:, :-1]), edges[:, 1:])
+    return torch.cat((torch.stack((edges[:, :-1], split), 2).flatten(1), edges[:, -1:]), 1)
+
+
+def _lloyd_max(edges: Tensor, mass: Tensor, moment: Tensor, centers: Tensor) -> Tensor:
+    """Moves all inner edges half way between the means of their cells until they rest."""
+    for _ in range(LLOYD_STEPS):
+        cell_mass = mass.gather(1, edges).diff(dim=1)
+        cell_moment = moment.gather(1, edges).diff(dim=1)
+        means = cell_moment / cell_mass.clamp_min(1e-300)
+        moved = edges.clone()
+        moved[:, 1:-1] = torch.searchsorted(centers, (means[:, :-1] + means[:, 1:]) / 2)
+        moved = moved.cummax(1).values
+        if torch.equal(moved, edges):
+            break
+        edges = moved
+    return edges

@@ -1,0 +1,281 @@
+"""From a model in memory to a store on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sti_hf import native
+from sti_hf.architectures import Architecture, get_architecture
+from sti_hf.architectures.grid import Grid
+from sti_hf.shards.layout import KINDS, PLANES, LayerLayout
+from sti_hf.shards.partition import permute_bias, split_layer
+from sti_hf.shards.quantizers import QuantizedLayer, Quantizer
+from sti_hf.shards.safetensors_file import SafetensorsWriter
+from sti_hf.shards.store import (
+    INDEX_FILE,
+    RESIDENT_FILE,
+    TABLES_FILE,
+    WORD_EMBEDDINGS,
+    ShardStore,
+    StoreIndex,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHARDS_FILE = "shards-00001-of-00001.safetensors"
+SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+@dataclass(frozen=True)
+class WrittenLayer:
+    """Where a layer was written: `header_bytes` of every slice, `checksums` uint32 `[KINDS, M]`."""
+
+    offset: int
+    header_bytes: tuple[int, ...]
+    checksums: np.ndarray
+
+
+def write_store(
+    model: PreTrainedModel,
+    destination: str | Path,
+    *,
+    quantizer: Quantizer,
+    quantizer_name: str,
+    full: bool = True,
+    slice_order: Sequence[Sequence[int]] | None = None,
+    extra_files: Callable[[Path], None] = lambda folder: None,
+    progress: Callable[[int], None] = lambda layers: None,
+) -> ShardStore:
+    """Shards a Transformers model into a store at `destination`, whole or not at all.
+
+    `slice_order[l]` puts the slices of layer l in order (default: the checkpoint's); `full=False` leaves the full
+    weights out; `extra_files` may add files (the tokenizer) to the folder; `progress` is called with the number of
+    layers done. Raises `FileExistsError` if the destination exists, `ValueError` if the model cannot be sharded.
+    """
+    destination = Path(destination)
+    architecture = get_architecture(model.config)
+    grid = architecture.grid(model.config)
+    order = [tuple(map(int, layer)) for layer in slice_order or [range(grid.slices)] * grid.layers]
+    base = model.base_model
+    layers: Any = base.get_submodule(architecture.layers)
+    with _whole_or_absent(destination) as folder:
+        tables, table_keys = _write_tables(model, architecture, folder)
+        sliced = _sliced_weight_keys(model, architecture)
+        resident = _resident(model, architecture, grid, order, sliced | table_keys)
+        save_file(resident, folder / RESIDENT_FILE, metadata={"format": "pt"})
+        dtype = _weight_dtype(layers[0], architecture)
+        written = []
+        with SafetensorsWriter(folder / SHARDS_FILE, grid.layers) as writer:
+            for layer, module in enumerate(layers):
+                shards = split_layer(_layer_weights(module, architecture), architecture.matrices, grid, order[layer])
+                quantized = quantizer.quantize_layer(layer, shards.float(), grid)
+                written.append(_write_layer(writer, layer, quantized, shards if full else None))
+                progress(layer + 1)
+        _write_config(model, folder, quantizer_name)
+        extra_files(folder)
+        resident_bytes = (folder / RESIDENT_FILE).read_bytes()
+        index = StoreIndex(
+            model_type=model.config.model_type,
+            grid=grid,
+            quantizer=quantizer_name,
+            has_scales=quantized.scales is not None,
+            full_dtype=str(dtype).removeprefix("torch.") if full else None,
+            slice_order=tuple(order),
+            layer_files=(SHARDS_FILE,) * grid.layers,
+            layer_offsets=tuple(layer.offset for layer in written),
+            header_bytes=tuple(layer.header_bytes for layer in written),
+            checksums=np.stack([layer.checksums for layer in written]),
+            tables=tables,
+            files={name: (folder / name).stat().st_size for name in (RESIDENT_FILE, TABLES_FILE, SHARDS_FILE)},
+            resident_checksum=native.crc32c(resident_bytes),
+            fingerprint=fingerprint(model.state_dict()),
+        )
+        # Written last: a folder without it does not open, so an interrupted write leaves no store.
+        (folder / INDEX_FILE).write_text(index.to_json())
+    return ShardStore.open(destination)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Names the content of a checkpoint: SHA-256 over names, shapes, dtypes and CRC-32C of all its tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        checksum = native.crc32c(_bytes_of(tensor))
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _whole_or_absent(destination: Path) -> Iterator[Path]:
+    """A folder to write to, which takes its final name when all of it is on disk."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise FileExistsError(f"{destination} exists and is not empty; remove it or choose another name.")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        for file in folder.rglob("*"):
+            file.chmod(file.stat().st_mode | 0o444)
+            _sync(file)
+        _sync(folder)
+        os.replace(folder, destination)
+        _sync(destination.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _layer_weights(layer: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    return {matrix.name: _weight(layer, matrix.module) for matrix in architecture.matrices}
+
+
+def _weight(module: nn.Module, path: str) -> Tensor:
+    return module.get_submodule(path).get_parameter("weight").detach()
+
+
+def _weight_dtype(layer: nn.Module, architecture: Architecture) -> torch.dtype:
+    dtypes = {weight.dtype for weight in _layer_weights(layer, architecture).values()}
+    if len(dtypes) != 1 or not dtypes <= set(SAFETENSORS_DTYPE):
+        raise ValueError(f"The layers' weights have dtypes {dtypes}; load the checkpoint in one floating dtype.")
+    return dtypes.pop()
+
+
+def _prefix(model: PreTrainedModel) -> str:
+    """What the names of the base model's parameters begin with."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def _sliced_weight_keys(model: PreTrainedModel, architecture: Architecture) -> set[str]:
+    layers = f"{_prefix(model)}{architecture.layers}"
+    count = architecture.grid(model.config).layers
+    return {f"{layers}.{i}.{matrix.module}.weight" for i in range(count) for matrix in architecture.matrices}
+
+
+def _resident(
+    model: PreTrainedModel, architecture: Architecture, grid: Grid, order: Sequence[Sequence[int]], left_out: set[str]
+) -> dict[str, Tensor]:
+    """Everything that is neither sliced nor read by row, biases in slice order, tied tensors once."""
+    resident: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if name not in left_out and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            resident[name] = tensor.detach().clone()
+    layers = f"{_prefix(model)}{architecture.layers}"
+    for layer in range(grid.layers):
+        for matrix in architecture.matrices:
+            key = f"{layers}.{layer}.{matrix.module}.bias"
+            if key in resident:
+                resident[key] = permute_bias(resident[key], grid, matrix.name, order[layer]).contiguous()
+    return resident
+
+
+def _write_tables(
+    model: PreTrainedModel, architecture: Architecture, folder: Path
+) -> tuple[dict[str, Table], set[str]]:
+    """Writes the word embeddings and any untied decoder; returns the tables and the keys they take the place of."""
+    embeddings = _weight(model.base_model, architecture.word_embeddings)
+    weights = {WORD_EMBEDDINGS: embeddings}
+    decoders: dict[str, list[str]] = {WORD_EMBEDDINGS: []}
+    keys = {f"{_prefix(model)}{architecture.word_embeddings}.weight"}
+    modules = {name for name, _ in model.named_modules()}
+    for path in modules.intersection(architecture.lm_decoders):
+        keys.add(f"{path}.weight")
+        weight = _weight(model, path)
+        name = WORD_EMBEDDINGS if weight.data_ptr() == embeddings.data_ptr() else path
+        weights.setdefault(name, weight)
+        decoders.setdefault(name, []).append(path)
+    tables = {}
+    with SafetensorsWriter(folder / TABLES_FILE, 2 * len(weights)) as writer:
+        for name, weight in weights.items():
+            tables[name] = _write_table(writer, name, weight, tuple(decoders[name]))
+    return tables, keys
+
+
+def _write_table(writer: SafetensorsWriter, name: str, weight: Tensor, decoders: tuple[str, ...]) -> Table:
+    rows, columns = weight.shape
+    raw = _bytes_of(weight).reshape(rows, -1)
+    checksums_offset = writer.position
+    writer.append(np.array([native.crc32c(row) for row in raw], dtype="<u4"))
+    writer.finish_tensor(f"{name}.crc32c", "U32", (rows,))
+    offset = writer.position
+    writer.append(raw)
+    writer.finish_tensor(f"{name}.weight", SAFETENSORS_DTYPE[weight.dtype], (rows, columns))
+    return Table(offset, rows, columns, str(weight.dtype).removeprefix("torch."), checksums_offset, decoders)
+
+
+def _write_layer(
+    writer: SafetensorsWriter, layer: int, quantized: QuantizedLayer, full: Tensor | None
+) -> WrittenLayer:
+    grid = quantized.grid
+    offset = writer.position
+    checksums = np.zeros((KINDS, grid.slices), dtype=np.uint32)
+    headers = [_header(quantized, index) for index in range(grid.slices)]
+    for index, header in enumerate(headers):
+        checksums[0, index] = writer.append(header)
+    codes = quantized.codes.numpy()
+    for plane in range(1, PLANES + 1):
+        bits = np.packbits((codes >> (PLANES - plane)) & 1, axis=-1, bitorder="little")
+        for index in range(grid.slices):
+            codebooks = quantized.codebooks[plane][index].numpy() if plane >= 2 else np.empty(0, np.float32)
+            piece = np.concatenate((codebooks.reshape(-1).view(np.uint8), bits[index].reshape(-1)))
+            checksums[plane, index] = writer.append(piece)
+    for index in range(grid.slices):
+        checksums[-1, index] = writer.append(_bytes_of(full[index]) if full is not None else np.empty(0, np.uint8))
+    writer.pad()
+    writer.finish_tensor(f"layers.{layer}", "U8", (writer.position - offset,))
+    written = WrittenLayer(offset, tuple(len(header) for header in headers), checksums)
+    layout = LayerLayout(grid, offset, written.header_bytes, full.element_size() if full is not None else 0)
+    if layout.region_bytes != writer.position - offset:
+        raise AssertionError(f"layer {layer} was not written as its layout says")
+    return written
+
+
+def _header(quantized: QuantizedLayer, index: int) -> np.ndarray:
+    """uint8: the header piece of slice `index` (see `layout`)."""
+    parts: list[np.ndarray] = []
+    if quantized.scales is not None:
+        scales = quantized.scales[index].numpy()
+        parts.append(np.pad(scales, (0, len(scales) % 2)))
+    if quantized.outliers is not None:
+        outliers = quantized.outliers[index]
+        parts += [outliers.counts.numpy().astype("<u4"), outliers.positions.numpy().astype("<u4")]
+        parts.append(outliers.values.numpy())
+    else:
+        parts.append(np.zeros(len(quantized.grid.rows), dtype="<u4"))
+    return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+
+
+def _write_config(model: PreTrainedModel, folder: Path, quantizer_name: str) -> None:
+    config: dict[str, Any] = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    config["quantization_config"] = {"quant_method": "sti", "quantizer": quantizer_name}
+    config["transformers_weights"] = RESIDENT_FILE
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

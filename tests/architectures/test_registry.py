@@ -1,0 +1,98 @@
+"""Every family's names and shapes against Transformers, and the errors of what is not supported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from transformers import GPT2Config
+
+import sti_hf.architectures
+from sti_hf.architectures import UnsupportedArchitectureError, get_architecture, supported_model_types
+from tests.models import FFN, HEADS, HIDDEN, LAYERS, TASK_HEADS, tiny_config, tiny_model
+
+HEAD_CLASSES = [
+    pytest.param(model_class, id=model_class.__name__)
+    for model_classes in TASK_HEADS.values()
+    for model_class in model_classes
+]
+
+
+def test_the_promised_families_are_supported() -> None:
+    promised = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra"}
+    assert promised <= set(supported_model_types())
+    assert supported_model_types() == sorted(supported_model_types())
+
+
+@pytest.mark.parametrize("model_class", HEAD_CLASSES)
+def test_names_are_those_of_the_stock_model(model_class: Any) -> None:
+    model = tiny_model(model_class)
+    architecture = get_architecture(model.config)
+    base = model.base_model
+    assert base.get_submodule(architecture.word_embeddings) is model.get_input_embeddings()
+
+    layers = base.get_submodule(architecture.layers)
+    assert isinstance(layers, nn.ModuleList) and len(layers) == LAYERS
+    for layer in layers:
+        named = {matrix.module for matrix in architecture.matrices}
+        assert named == {path for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+    decoders = [module for path, module in model.named_modules() if path in architecture.lm_decoders]
+    assert decoders == ([] if model.get_output_embeddings() is None else [model.get_output_embeddings()])
+    for decoder in decoders:
+        assert decoder.weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("model_type", supported_model_types())
+def test_grid(model_type: str) -> None:
+    config = tiny_config(model_type)
+    grid = get_architecture(config).grid(config)
+    head, ffn = HIDDEN // HEADS, FFN // HEADS
+    assert (grid.layers, grid.slices, grid.row_length) == (LAYERS, HEADS, HIDDEN)
+    assert grid.rows == (("q", head), ("k", head), ("v", head), ("o", head), ("up", ffn), ("down", ffn))
+
+
+def test_an_unsupported_family_gets_a_list_of_those_supported() -> None:
+    with pytest.raises(UnsupportedArchitectureError, match="'gpt2'") as error:
+        get_architecture(GPT2Config())
+    assert all(model_type in str(error.value) for model_type in supported_model_types())
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "electra"])
+def test_cross_attention_is_rejected(model_type: str) -> None:
+    get_architecture(tiny_config(model_type, is_decoder=True))
+    with pytest.raises(UnsupportedArchitectureError, match="cross-attention"):
+        get_architecture(tiny_config(model_type, is_decoder=True, add_cross_attention=True))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "message"),
+    [
+        ("bert", {"num_attention_heads": 5}, "hidden_size 32 cannot be cut into 5"),
+        ("bert", {"intermediate_size": 66}, "intermediate_size 66 cannot be cut into 4"),
+        ("bert", {"hidden_size": 20}, "multiple of 8"),
+        ("electra", {"num_attention_heads": 3}, "hidden_size 32 cannot be cut into 3"),
+        ("distilbert", {"hidden_dim": 66}, "hidden_dim 66 cannot be cut into 4"),
+    ],
+)
+def test_indivisible_sizes_are_rejected(model_type: str, overrides: dict[str, int], message: str) -> None:
+    config = tiny_config(model_type, **overrides)
+    with pytest.raises(ValueError, match=message):
+        get_architecture(config).grid(config)
+
+
+def test_importing_architectures_imports_no_torch() -> None:
+    """Planning imports this folder and stays free of torch; the package's own `__init__` is left out."""
+    root = Path(sti_hf.architectures.__file__).parents[1]
+    code = f"""
+import sys, types
+sys.modules["sti_hf"] = package = types.ModuleType("sti_hf")
+package.__path__ = [{str(root)!r}]
+import sti_hf.architectures
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,98 @@
+"""A submodel made of slices runs in the stock forward, as the model without the other heads, neurons and layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.architectures.submodels import cut_down, random_orders, silence
+from tests.models import HEADS, LAYERS, TASK_HEADS, tiny_inputs, tiny_model
+
+CASES = [
+    pytest.param(model_class, attention, id=f"{model_class.__name__}-{attention}")
+    for model_classes in TASK_HEADS.values()
+    for model_class in model_classes
+    for attention in ("eager", "sdpa")
+    if attention == "eager" or model_class._supports_sdpa
+]
+BASE_MODELS = [
+    pytest.param(model_class, id=model_class.__name__)
+    for model_classes in TASK_HEADS.values()
+    for model_class in model_classes
+    if model_class.__name__.endswith("Model") and "LMHead" not in model_class.__name__
+]
+CAUSAL_MODELS = [
+    pytest.param(model_class, id=model_class.__name__)
+    for model_classes in TASK_HEADS.values()
+    for model_class in model_classes
+    if model_class.can_generate()
+]
+
+
+def run(model: Any, **options: Any) -> list[Tensor]:
+    """All tensors of the model's output on a padded batch."""
+    with torch.no_grad():
+        output = model(**tiny_inputs(model), output_hidden_states=True, use_cache=False, **options)
+    return [*output.hidden_states, *(value for value in output.values() if isinstance(value, Tensor))]
+
+
+def largest_difference(left: list[Tensor], right: list[Tensor]) -> float:
+    assert [tensor.shape for tensor in left] == [tensor.shape for tensor in right]
+    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(("model_class", "attention"), CASES)
+def test_submodel_is_the_model_without_the_rest(model_class: Any, attention: str) -> None:
+    model = tiny_model(model_class, attn_implementation=attention)
+    assert model.config._attn_implementation == attention
+    orders = random_orders(model)
+    for layers, slices in ((LAYERS, 2), (2, 3), (1, 1)):
+        submodel, silenced = cut_down(model, layers, slices, orders), silence(model, layers, slices, orders)
+        assert largest_difference(run(submodel), run(silenced)) < 1e-5
+
+
+@pytest.mark.parametrize("model_class", BASE_MODELS)
+def test_every_slice_and_layer_matters(model_class: Any) -> None:
+    model = tiny_model(model_class)
+    orders = random_orders(model)
+    every = run(model)
+    for slices in range(1, HEADS):
+        assert largest_difference(run(cut_down(model, LAYERS, slices, orders)), every) > 1e-2
+    without_last = run(cut_down(model, LAYERS - 1, HEADS, orders))
+    assert float((without_last[-1] - every[-1]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(("model_class", "attention"), CASES)
+def test_permuted_full_grid_is_the_model(model_class: Any, attention: str) -> None:
+    model = tiny_model(model_class, attn_implementation=attention)
+    permuted = cut_down(model, LAYERS, HEADS, random_orders(model))
+    assert largest_difference(run(permuted), run(model)) < 1e-5
+
+
+@pytest.mark.parametrize("model_class", BASE_MODELS)
+def test_attentions_are_those_of_the_active_heads(model_class: Any) -> None:
+    model = tiny_model(model_class, attn_implementation="eager")
+    orders = random_orders(model)
+    submodel, silenced = cut_down(model, 2, 3, orders), silence(model, 2, 3, orders)
+    with torch.no_grad():
+        active = submodel(**tiny_inputs(model), output_attentions=True).attentions
+        every = silenced(**tiny_inputs(model), output_attentions=True).attentions
+    assert len(active) == 2
+    for order, left, right in zip(orders, active, every, strict=False):
+        torch.testing.assert_close(left, right[:, order[:3]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_class", CAUSAL_MODELS)
+def test_generates_with_a_cache_of_the_active_heads(model_class: Any) -> None:
+    model = tiny_model(model_class)
+    orders = random_orders(model)
+    submodel, silenced = cut_down(model, 2, 3, orders), silence(model, 2, 3, orders)
+    inputs = tiny_inputs(model, padded=False)
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    left, right = submodel.generate(**inputs, **options), silenced.generate(**inputs, **options)
+    assert left.past_key_values.layers[0].keys.shape[1] == 3
+    assert torch.equal(left.sequences, right.sequences)
+    torch.testing.assert_close(left.logits, right.logits, atol=1e-5, rtol=0)

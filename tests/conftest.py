@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps stores and profiles of tests out of the user's cache."""
+    before = os.environ.get("STI_HOME")
+    os.environ["STI_HOME"] = str(tmp_path_factory.mktemp("sti_home"))
+    yield
+    if before is None:
+        del os.environ["STI_HOME"]
+    else:
+        os.environ["STI_HOME"] = before
+
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real models and data beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("real models and data are not here: there is no folder `shared` beside the checkout")
+    return SHARED

@@ -1,0 +1,84 @@
+"""Tiny models with random weights, of every supported family and with every task head that Transformers has."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from sti_hf.architectures import supported_model_types
+
+LAYERS, HEADS, HIDDEN, FFN, VOCABULARY, POSITIONS = 3, 4, 32, 64, 211, 70
+
+_SIZES = {
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "hidden_size": HIDDEN,
+    "intermediate_size": FFN,
+}
+_FAMILY = {
+    "distilbert": {"n_layers": LAYERS, "n_heads": HEADS, "dim": HIDDEN, "hidden_dim": FFN},
+    "electra": {**_SIZES, "embedding_size": 16},
+}
+
+
+def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
+    """Configuration of a tiny model: 3 layers, 4 heads, hidden 32, FFN 64, vocabulary 211."""
+    fields = {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": POSITIONS,
+        "pad_token_id": 1,
+        **_FAMILY.get(model_type, _SIZES),
+        **overrides,
+    }
+    return CONFIG_MAPPING[model_type](**fields)
+
+
+def _task_heads(model_type: str) -> list[type[PreTrainedModel]]:
+    config_module = CONFIG_MAPPING[model_type].__module__
+    modeling = importlib.import_module(config_module.replace(".configuration_", ".modeling_"))
+    public = (getattr(modeling, name) for name in modeling.__all__ if not name.endswith("PreTrainedModel"))
+    return [item for item in public if isinstance(item, type) and issubclass(item, PreTrainedModel)]
+
+
+TASK_HEADS: dict[str, list[type[PreTrainedModel]]] = {name: _task_heads(name) for name in supported_model_types()}
+"""Every stock model class of each supported `model_type`, the base model included."""
+
+
+def tiny_model(model_class: type[PreTrainedModel], seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """Tiny model in eval mode whose every parameter is random and of visible size, tied weights tied.
+
+    Causal language models are decoders. `attn_implementation` among `overrides` goes to the model.
+    """
+    if "LMHead" in model_class.__name__ or "Causal" in model_class.__name__:
+        overrides = {"is_decoder": True, **overrides}
+    config = tiny_config(model_class.config_class.model_type, **overrides)
+    model = model_class._from_config(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.2, generator=generator)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.add_(1.0)
+    return model
+
+
+def tiny_inputs(
+    model: PreTrainedModel, batch: int = 3, tokens: int = 11, padded: bool = True, seed: int = 0
+) -> dict[str, Tensor]:
+    """Random `input_ids` and `attention_mask`, `[batch, tokens]` (multiple choice: `[batch, 2, tokens]`).
+
+    With `padded` every row but the first ends with padding, another length each.
+    """
+    shape = (batch, 2, tokens) if type(model).__name__.endswith("MultipleChoice") else (batch, tokens)
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(2, model.config.vocab_size, shape, generator=generator)
+    lengths = torch.full((input_ids.numel() // tokens,), tokens)
+    if padded:
+        lengths -= torch.arange(len(lengths)) % (tokens - 1)
+    attention_mask = (torch.arange(tokens) < lengths[:, None]).long().view(shape)
+    return {"input_ids": input_ids.masked_fill(attention_mask == 0, 1), "attention_mask": attention_mask}
