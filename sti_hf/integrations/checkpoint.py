@@ -44,7 +44,7 @@ def shard_checkpoint(
             quantizer_name=quantizer,
             full=full,
             extra_files=_tokenizer_writer(source, **hub),
-            progress=lambda done: bar.update(done - bar.n),
+            progress=lambda layers: bar.update(1),
         )
 
 

@@ -57,7 +57,7 @@ def device_profile(store: ShardStore, compute_dtype: str = "auto", *, measure: b
         return DeviceProfile.from_json(path.read_text())
     logger.info(f"Profiling this device for {store.path}: this takes a few seconds, once.")
     profile = measure_device(
-        store, functools.partial(_load_on, store), compute_dtype=compute_dtype, rate_limit=rate_limit()
+        store, functools.partial(load_model_on, store), compute_dtype=compute_dtype, rate_limit=rate_limit()
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_suffix(f".{os.getpid()}.tmp")
@@ -97,7 +97,8 @@ def _processor() -> str:
         return platform.processor()
 
 
-def _load_on(store: ShardStore, session: STISession) -> PreTrainedModel:
+def load_model_on(store: ShardStore, session: STISession) -> PreTrainedModel:
+    """The store's model, as the class it was sharded from, running from `session`."""
     config = AutoConfig.from_pretrained(store.path)
     with loading(session):
         return stock_class(config).from_pretrained(store.path)

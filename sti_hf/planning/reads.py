@@ -53,13 +53,15 @@ class PieceTable:
         until a piece does not fit. A layer takes as many bytes as reading its preloaded pieces (whole blocks).
         """
         held = np.zeros_like(needed)
-        capacity = budget // BLOCK
-        for pieces, row, first, last in zip(needed, held, self.first, self.last):
+        capacity, start, count = budget // BLOCK, 0, 1
+        # Most often few layers fit: a growing number is looked at together.
+        while start < len(needed) and capacity > 0:
+            rows = slice(start, start + count)
+            pieces, first, last = needed[rows], self.first[rows], self.last[rows]
             blocks = _added(pieces, first, last, _covered(pieces, last)).cumsum(dtype=np.int64)
-            row[:] = pieces & (blocks <= capacity)
-            if blocks[-1] > capacity:
-                break
+            held[rows] = pieces & (blocks <= capacity).reshape(pieces.shape)
             capacity -= int(blocks[-1])
+            start, count = start + count, 2 * count
         return held
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from sti_hf import native
@@ -26,6 +28,7 @@ class ShardStreamer:
         self.placement: Placement | None = None
         self.running = False
         self._rate_limit = rate_limit
+        self._process = os.getpid()
         self._native: native.Streamer | None = None
         self._held: list[np.ndarray] = []
         self._groups = np.empty(0, dtype=np.int64)
@@ -58,11 +61,12 @@ class ShardStreamer:
         return kept
 
     def reopen(self) -> None:
-        """Opens the files anew, as new buffers or a forked child need."""
+        """Opens the files anew, for new buffers; or in a forked child, whose parent keeps its own streamer."""
         if self.placement is None:
             return
-        if self._native is not None:
+        if self._native is not None and self._process == os.getpid():
             self._native.close()
+        self._process = os.getpid()
         paths = [str(self.store.path / name) for name in self.placement.files]
         self._native = native.Streamer(
             paths, self.buffers.compressed, threads=READING_THREADS, rate_limit=self._rate_limit

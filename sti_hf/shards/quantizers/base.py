@@ -89,3 +89,15 @@ def codebooks_of_means(sums: Tensor, counts: Tensor) -> dict[int, Tensor]:
         if bits >= 2:
             codebooks[bits] = parent.float()
     return codebooks
+
+
+def collect_outliers(shard: Tensor, is_outlier: Tensor, grid: Grid) -> Outliers:
+    """The weights of a shard `[slice_rows, row_length]` that are marked, bool of the same shape."""
+    counts, positions, values = [], [], []
+    for name, rows in grid.rows:
+        block = slice(grid.first_row[name], grid.first_row[name] + rows)
+        found = is_outlier[block].flatten().nonzero().flatten()
+        counts.append(len(found))
+        positions.append(found)
+        values.append(shard[block].flatten()[found])
+    return Outliers(torch.tensor(counts), torch.cat(positions), torch.cat(values).float())

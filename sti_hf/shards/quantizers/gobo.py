@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sti_hf.architectures.grid import Grid
 from sti_hf.shards.layout import PLANES
-from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer, codebooks_of_means
+from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer, codebooks_of_means, collect_outliers
 
 OUTLIER_LOG_DENSITY = -4.0
 
@@ -42,21 +42,10 @@ class GoboQuantizer:
         codes[~is_outlier] = torch.empty_like(bins, dtype=torch.uint8).scatter_(0, order, bins.to(torch.uint8))
         sums = torch.bincount(bins, weights=values.double(), minlength=levels)
         counts = torch.bincount(bins, minlength=levels).double()
-        return codes, codebooks_of_means(sums, counts), _outliers(shard, is_outlier, grid)
+        return codes, codebooks_of_means(sums, counts), collect_outliers(shard, is_outlier, grid)
 
 
 def gaussian_log_density(weights: Tensor) -> Tensor:
     """Log-density of each weight under the Gaussian fitted to all of them."""
     mean, std = weights.mean(), weights.std().clamp_min(1e-12)
     return -((weights - mean) ** 2) / (2 * std**2) - torch.log(std) - math.log(2 * math.pi) / 2
-
-
-def _outliers(shard: Tensor, is_outlier: Tensor, grid: Grid) -> Outliers:
-    counts, positions, values = [], [], []
-    for name, rows in grid.rows:
-        block = slice(grid.first_row[name], grid.first_row[name] + rows)
-        found = is_outlier[block].flatten().nonzero().flatten()
-        counts.append(len(found))
-        positions.append(found)
-        values.append(shard[block].flatten()[found])
-    return Outliers(torch.tensor(counts), torch.cat(positions), torch.cat(values).float())

@@ -7,11 +7,14 @@ from torch import Tensor
 
 from sti_hf.architectures.grid import Grid
 from sti_hf.shards.layout import PLANES
-from sti_hf.shards.quantizers.base import QuantizedLayer, codebooks_of_means
+from sti_hf.shards.quantizers.base import QuantizedLayer, codebooks_of_means, collect_outliers
 
 HISTOGRAM_BINS = 2048
-HISTOGRAM_RANGE = 6.0
-"""Weights are histogrammed between plus and minus this many row scales; what lies outside counts at the edge."""
+OUTLIER_SCALES = 6.0
+"""Weights of more than this many times the root mean square of the rest of their row are kept exactly."""
+
+HISTOGRAM_RANGE = 8.0
+"""Weights are histogrammed between plus and minus this many row scales."""
 
 LLOYD_STEPS = 30
 SCALE_STEPS = 2
@@ -21,32 +24,47 @@ SCALE_BITS = 3
 
 class LloydQuantizer:
     """One scale a row, and for each matrix of a shard a tree of codebooks: the 4 values of least squared error
-    (Lloyd-Max), each of whose cells is then split in the best two, down to 64.
+    (Lloyd-Max), each of whose cells is then split in the best two, down to 64. Few outliers are kept exactly.
     """
 
     def quantize_layer(self, layer: int, shards: Tensor, grid: Grid) -> QuantizedLayer:
         """See `Quantizer`."""
         codes = torch.empty(shards.shape, dtype=torch.uint8)
-        scales = torch.empty(shards.shape[:2], dtype=torch.float16)
+        scales, is_outlier = row_scales(shards)
         codebooks = {bits: torch.empty(len(shards), len(grid.rows), 2**bits) for bits in range(2, PLANES + 1)}
         for index, (name, rows) in enumerate(grid.rows):
             block = slice(grid.first_row[name], grid.first_row[name] + rows)
-            codes[:, block], scales[:, block], books = quantize_matrix(shards[:, block])
+            matrix = quantize_matrix(shards[:, block], scales[:, block], is_outlier[:, block])
+            codes[:, block], scales[:, block], books = matrix
             for bits, values in books.items():
                 codebooks[bits][:, index] = values
-        return QuantizedLayer(grid, codes, codebooks, scales)
+        outliers = tuple(collect_outliers(shard, mask, grid) for shard, mask in zip(shards, is_outlier))
+        return QuantizedLayer(grid, codes, codebooks, scales.half(), outliers)
 
 
-def quantize_matrix(weights: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-    """Codes uint8, scales float16 and codebooks of `weights` `[groups, rows, columns]`, one codebook a group."""
-    scales = _as_stored(weights.square().mean(-1).sqrt())
+def row_scales(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Root mean square float32 `[..., rows]` of every row without its outliers, and which weights those are, bool."""
+    is_outlier = torch.zeros(weights.shape, dtype=torch.bool)
+    for _ in range(2):
+        kept = weights.masked_fill(is_outlier, 0.0)
+        scales = (kept.square().sum(-1) / (~is_outlier).sum(-1).clamp_min(1)).sqrt()
+        is_outlier = weights.abs() > OUTLIER_SCALES * scales[..., None]
+    return _as_stored(scales), is_outlier
+
+
+def quantize_matrix(weights: Tensor, scales: Tensor, is_outlier: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """Codes uint8, scales and codebooks of `weights` `[groups, rows, columns]`, one codebook a group.
+
+    `scales` `[groups, rows]` to start from; weights that are outliers (bool, as `weights`) do not count.
+    """
+    counted = (~is_outlier).to(weights.dtype)
     for step in range(SCALE_STEPS + 1):
-        codes, codebooks = _codes(weights, scales)
+        codes, codebooks = _codes(weights, scales, counted)
         if step < SCALE_STEPS:
-            values = _look_up(codebooks[SCALE_BITS], codes >> (PLANES - SCALE_BITS))
+            values = _look_up(codebooks[SCALE_BITS], codes >> (PLANES - SCALE_BITS)) * counted
             fitted = (weights * values).sum(-1) / values.square().sum(-1).clamp_min(1e-12)
             scales = _as_stored(torch.where(fitted > 0, fitted, scales))
-    return codes, scales.half(), codebooks
+    return codes, scales, codebooks
 
 
 def _as_stored(scales: Tensor) -> Tensor:
@@ -58,12 +76,12 @@ def _look_up(codebook: Tensor, codes: Tensor) -> Tensor:
     return codebook.gather(1, codes.flatten(1).long()).view(codes.shape)
 
 
-def _codes(weights: Tensor, scales: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+def _codes(weights: Tensor, scales: Tensor, counted: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
     groups = len(weights)
     step = 2 * HISTOGRAM_RANGE / HISTOGRAM_BINS
     normalized = weights / scales[..., None]
     bins = ((normalized + HISTOGRAM_RANGE) / step).clamp_(0, HISTOGRAM_BINS - 1).long().flatten(1)
-    error_weight = scales.square()[..., None].expand_as(weights).reshape(groups, -1)
+    error_weight = (scales.square()[..., None] * counted).reshape(groups, -1)
     histogram = _sum_by(bins, error_weight, HISTOGRAM_BINS)
     centers = (torch.arange(HISTOGRAM_BINS, dtype=torch.float64) + 0.5) * step - HISTOGRAM_RANGE
     code_of_bin = nested_cells(histogram, centers)

@@ -1,0 +1,110 @@
+"""Stores of tiny models, plans with any fidelities, and models that run them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from sti_hf import STIConfig
+from sti_hf.architectures import get_architecture
+from sti_hf.integrations.session import load_model_on
+from sti_hf.planning import ExecutionPlan
+from sti_hf.planning.staging import MINIMUM_READ_AHEAD
+from sti_hf.planning.timeline import Timeline
+from sti_hf.runtime.gemm import ComputePath
+from sti_hf.runtime.session import STISession
+from sti_hf.shards.partition import join_layer, split_layer
+from sti_hf.shards.quantizers import get_quantizer
+from sti_hf.shards.sharding import write_store
+from sti_hf.shards.store import ShardStore
+
+EXACT = ComputePath("float32", "default")
+
+
+def store_of(model: PreTrainedModel, folder: Path, quantizer: str = "lloyd", **options: Any) -> ShardStore:
+    """Shards a model."""
+    return write_store(model, folder, quantizer=get_quantizer(quantizer), quantizer_name=quantizer, **options)
+
+
+def random_bits(store: ShardStore, seed: int, layers: int | None = None, slices: int | None = None) -> np.ndarray:
+    """int64 `[N, M]`: random fidelities of the first layers and slices, 0 elsewhere."""
+    grid = store.grid
+    bits = np.random.default_rng(seed).choice(store.fidelities, (grid.layers, grid.slices))
+    bits[layers or grid.layers :] = 0
+    bits[:, slices or grid.slices :] = 0
+    return bits
+
+
+def plan_of(
+    store: ShardStore,
+    bits: np.ndarray,
+    preload: float = 0.0,
+    *,
+    seed: int = 0,
+    staging_bytes: int | None = None,
+    strategy: str = "sti",
+) -> ExecutionPlan:
+    """A plan with these fidelities; each piece is preloaded with probability `preload`."""
+    random = np.random.default_rng(seed)
+    layers = tuple(np.flatnonzero(bits.any(axis=1)).tolist())
+    needed = np.stack([layout.pieces_of(row) for layout, row in zip(store.layouts, bits)])
+    preloaded = needed & (random.random(needed.shape) < preload)
+    read = [int(store.layouts[layer].read_ranges(needed[layer] & ~preloaded[layer])[:, 1].sum()) for layer in layers]
+    kept = [int(store.layouts[layer].read_ranges(preloaded[layer])[:, 1].sum()) for layer in layers]
+    if staging_bytes is None:
+        staging_bytes = sum(read) if strategy == "load_exec" else max(read) + MINIMUM_READ_AHEAD
+    zero = np.zeros(len(layers))
+    return ExecutionPlan(
+        strategy=strategy,
+        allocator=None,
+        fidelities=store.fidelities,
+        target_latency=1.0,
+        preload_budget=sum(kept),
+        seq_len=16,
+        layers=layers,
+        bits=bits,
+        preloaded_pieces=preloaded,
+        preload_bytes=sum(kept),
+        streamed_bytes=sum(read),
+        staging_bytes=staging_bytes,
+        timeline=Timeline(zero, zero, zero, zero, zero, 0.0),
+        first_latency=0.0,
+        distortion=None,
+    )
+
+
+def running(store: ShardStore, plan: ExecutionPlan, path: ComputePath = EXACT) -> Any:
+    """The store's model, executing `plan`."""
+    return load_model_on(store, STISession(store, STIConfig(), lambda config, tokens: plan, path))
+
+
+def stock_with_plan_weights(model: PreTrainedModel, store: ShardStore, bits: np.ndarray) -> PreTrainedModel:
+    """Writes the weights of these fidelities, as the quantizer itself dequantizes them, into a stock model.
+
+    Every shard must run.
+    """
+    architecture = get_architecture(model.config)
+    quantizer = get_quantizer(store.index.quantizer)
+    layers: Any = model.base_model.get_submodule(architecture.layers)
+    for layer, module in enumerate(layers):
+        linears = {matrix.name: module.get_submodule(matrix.module) for matrix in architecture.matrices}
+        weights = {name: linear.weight.detach() for name, linear in linears.items()}
+        order = range(store.grid.slices)
+        shards = split_layer(weights, architecture.matrices, store.grid, order)
+        quantized = quantizer.quantize_layer(layer, shards.float(), store.grid)
+        for index in order:
+            if bits[layer, index] != 32:
+                shards[index] = quantized.dequantize(int(bits[layer, index]))[index]
+        with torch.no_grad():
+            for name, weight in join_layer(shards, architecture.matrices, store.grid).items():
+                linears[name].weight.copy_(weight)
+    return model
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The first floating tensor of a model's output."""
+    return next(value for value in output.to_tuple() if isinstance(value, torch.Tensor) and value.is_floating_point())
