@@ -17,20 +17,13 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 import sti_hf
 from eval.disk import add_rate_option, disk_rate, evict
+from eval.live_app import warm_up
 from sti_hf.integrations.checkpoint import resolve_store, stock_class
-
-
-def warm_up_code(model_type: str) -> None:
-    """Runs a tiny stock model of the family, as an app that is alive has."""
-    config = AutoConfig.for_model(
-        model_type, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99
-    )
-    AutoModel.from_config(config)(input_ids=torch.ones(1, 8, dtype=torch.long))
 
 
 def cold_inferences(store: sti_hf.ShardStore, target: float, arguments: argparse.Namespace) -> dict[str, object]:
@@ -81,13 +74,13 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers_logging.disable_progress_bar()
     store = resolve_store(arguments.model, sti_hf.STIConfig().quantizer)
-    warm_up_code(store.index.model_type)
     # Device profiles are of a disk rate: a cache of its own keeps this one's apart.
     with (
         tempfile.TemporaryDirectory() as home,
         disk_rate(store.path, arguments.disk_rate, not arguments.no_pacing) as how,
     ):
         os.environ["STI_HOME"] = home
+        warm_up(store.index.model_type, elastic=True)
         print(f"disk: {how}; {torch.get_num_threads()} threads; {arguments.tokens} tokens; {arguments.runs} runs")
         rows = [cold_inferences(store, target / 1e3, arguments) for target in arguments.targets]
     for row in rows:

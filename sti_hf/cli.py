@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.progress import Progress
 from transformers.utils import logging as transformers_logging
 
 from sti_hf.config import ALLOCATORS, COMPUTE_DTYPES, STRATEGIES, STIConfig
-from sti_hf.drawing import draw_plan, draw_run
-from sti_hf.integrations.checkpoint import shard_checkpoint
+from sti_hf.drawing import draw_plan, draw_run, terminal
+from sti_hf.integrations.checkpoint import TOKENIZER_FILES, shard_checkpoint
 from sti_hf.integrations.session import device_profile, plan_store, profile_path
 from sti_hf.native import StreamError
+from sti_hf.planning import DeviceProfile
 from sti_hf.runtime.session import bucket_of
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, QUANTIZERS
@@ -34,9 +37,16 @@ PIPELINE_TASKS = {
 """Task of `sti run` by the ending of the model class; every other class gives embeddings."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_MISTAKE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, or 2 with one line for a user's mistake."""
-    parser = argparse.ArgumentParser("sti", description="Run transformers cold, in time, from little memory.")
+    parser = _Parser("sti", description="Run transformers cold, in time, from little memory.")
     add_verbs(parser)
     return run(parser.parse_args(arguments))
 
@@ -44,23 +54,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Runs the verb that was parsed."""
     transformers_logging.set_verbosity_error()
-    if options.json or options.verb is not shard_verb:
-        transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"sti: warning: {message}", file=sys.stderr)
-            return options.verb(options)
-    except (ValueError, OSError, StreamError) as error:
+            status: int = options.verb(options)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, StreamError, StrictDataclassError) as error:
         print(f"sti: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
-        print("sti: interrupted; nothing was left behind.", file=sys.stderr)
+        print("sti: interrupted", file=sys.stderr)
         return 130
 
 
 def add_verbs(parser: argparse.ArgumentParser) -> None:
     """Defines the verbs and their options on `parser`."""
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
 
     shard = _verb(verbs, "shard", shard_verb, "shard a checkpoint (a folder or a Hub id) into a store")
     shard.add_argument("source", metavar="SRC")
@@ -108,15 +122,29 @@ def _config(options: argparse.Namespace) -> STIConfig:
         ShardStore.open(options.store)  # raises what is wrong with it
     fields = ("target_latency", "preload_budget", "seq_len", "strategy", "fidelity", "allocator", "compute_dtype")
     given = {name: getattr(options, name) for name in (*fields, "strict") if getattr(options, name) is not None}
-    return STIConfig(**{**store_defaults(options.store), **given})
+    return STIConfig.coerce({**store_defaults(options.store), **given})
+
+
+def _show_progress(options: argparse.Namespace) -> None:
+    if sys.stderr.isatty() and not options.json:
+        transformers_logging.enable_progress_bar()
+
+
+def _profile(options: argparse.Namespace, store: ShardStore, dtype: str, measure: bool = False) -> DeviceProfile:
+    """The device profile, with a progress bar where it must be measured."""
+    _show_progress(options)
+    profile = device_profile(store, dtype, measure=measure)
+    transformers_logging.disable_progress_bar()
+    return profile
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2))
+    print(json.dumps(content, indent=2, default=float))  # scores are NumPy's
 
 
 def shard_verb(options: argparse.Namespace) -> int:
     """`sti shard`."""
+    _show_progress(options)
     begun = time.perf_counter()
     store = shard_checkpoint(options.source, options.store, quantizer=options.quantizer, full=not options.no_full)
     seconds = time.perf_counter() - begun
@@ -136,7 +164,7 @@ def shard_verb(options: argparse.Namespace) -> int:
             }
         )
         return 0
-    console = Console()
+    console = terminal()
     console.print(
         f"{options.store}: {store.grid.layers} x {store.grid.slices} shards, {size / 1e6:.1f} MB in {seconds:.1f} s"
     )
@@ -148,11 +176,11 @@ def shard_verb(options: argparse.Namespace) -> int:
 def profile_device_verb(options: argparse.Namespace) -> int:
     """`sti profile-device`."""
     store = ShardStore.open(options.store)
-    profile = device_profile(store, options.compute_dtype, measure=True)
+    profile = _profile(options, store, options.compute_dtype, measure=True)
     if options.json:
         print(profile.to_json())
         return 0
-    console = Console(highlight=False)
+    console = terminal()
     console.print(
         f"reading: {profile.bytes_per_second / 1e6:.0f} MB/s, {profile.request_seconds * 1e6:.0f} us a request\n"
         f"compute: {profile.compute_dtype}, {profile.gemm} GEMM; one layer, {profile.widths[-1]} slices:"
@@ -170,7 +198,7 @@ def plan_verb(options: argparse.Namespace) -> int:
     """`sti plan`."""
     config = _config(options)
     store = ShardStore.open(options.store)
-    profile = device_profile(store, config.compute_dtype)
+    profile = _profile(options, store, config.compute_dtype)
     plan = plan_store(store, profile, config, bucket_of(config.seq_len))
     if config.strict and not plan.feasible:
         raise ValueError(
@@ -180,39 +208,65 @@ def plan_verb(options: argparse.Namespace) -> int:
     if options.json:
         print(plan.to_json())
     else:
-        draw_plan(Console(highlight=False), plan)
+        draw_plan(terminal(), plan)
     return 0
 
 
 def run_verb(options: argparse.Namespace) -> int:
     """`sti run`."""
-    from transformers import AutoConfig, pipeline
+    from transformers import AutoConfig, AutoTokenizer, pipeline
 
     build_pipeline: Any = pipeline
     sti_config = _config(options)
-    architectures = AutoConfig.from_pretrained(options.store).architectures or [""]
-    task = next((t for ending, t in PIPELINE_TASKS.items() if architectures[0].endswith(ending)), "feature-extraction")
-    pipe = build_pipeline(task, model=str(options.store), model_kwargs={"sti_config": sti_config})
-    answers = []
-    for text in options.texts:
-        output = pipe(text)
-        timeline = pipe.model.sti.last_run
-        if task == "feature-extraction":
-            output = [sum(column) / len(column) for column in zip(*output[0])]
-        answers.append({"text": text, "output": output, "seconds": timeline.total, "bytes_read": timeline.bytes_read})
-    if options.json:
-        _print_json({"task": task, "answers": answers, "memory": pipe.model.sti.memory()})
-    else:
-        draw_run(Console(highlight=False), task, answers, pipe.model.sti)
-    pipe.model.sti.close()
+    store = ShardStore.open(options.store)
+    if not any((options.store / name).exists() for name in TOKENIZER_FILES):
+        raise ValueError(f"{options.store} has no tokenizer; put the checkpoint's tokenizer files into it.")
+    tokenizer = AutoTokenizer.from_pretrained(options.store)
+    config = AutoConfig.from_pretrained(options.store)
+    if options.seq_len is None:
+        tokens = max(len(tokenizer(text)["input_ids"]) for text in options.texts)
+        sti_config = sti_config.replaced(seq_len=min(tokens, config.max_position_embeddings))
+    _profile(options, store, sti_config.compute_dtype)
+    architecture = (config.architectures or [""])[0]
+    task = next((t for ending, t in PIPELINE_TASKS.items() if architecture.endswith(ending)), "feature-extraction")
+    pipe = build_pipeline(
+        task, model=str(options.store), tokenizer=tokenizer, model_kwargs={"sti_config": sti_config}, device="cpu"
+    )
+    try:
+        answers = [_answer(pipe, text) for text in options.texts]
+        if options.json:
+            _print_json({"task": task, "answers": answers, "memory": pipe.model.sti.memory()})
+        else:
+            draw_run(terminal(), task, answers, pipe.model.sti)
+    finally:
+        pipe.model.sti.close()
     return 0
+
+
+def _answer(pipe: Any, text: str) -> dict[str, Any]:
+    """What the pipeline says of a text, and what it took. Raises `ValueError` for a text that it cannot take."""
+    positions = pipe.model.base_model.embeddings.position_embeddings
+    padding = positions.padding_idx
+    longest = positions.num_embeddings - (0 if padding is None else padding + 1)
+    tokens = len(pipe.tokenizer(text)["input_ids"])
+    if tokens > longest:
+        raise ValueError(f"A text has {tokens} tokens, and this model takes {longest}; shorten it.")
+    if pipe.task == "fill-mask" and pipe.tokenizer.mask_token not in text:
+        raise ValueError(f"This model fills in words: write {pipe.tokenizer.mask_token} where one is missing.")
+    output = pipe(text)
+    if pipe.task == "feature-extraction":
+        output = [sum(column) / len(column) for column in zip(*output[0])]
+    timeline = pipe.model.sti.last_run
+    return {"text": text, "output": output, "seconds": timeline.total, "bytes_read": timeline.bytes_read}
 
 
 def verify_verb(options: argparse.Namespace) -> int:
     """`sti verify`."""
     store = ShardStore.open(options.store)
     total = sum(store.index.files.values())
-    with Progress(disable=options.json, transient=True) as bar:
+    with Progress(
+        console=Console(stderr=True), disable=options.json or not sys.stderr.isatty(), transient=True
+    ) as bar:
         task = bar.add_task("Verifying", total=total)
         damage = store.verify(lambda read: bar.update(task, completed=read))
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from typing import Any
@@ -78,6 +79,10 @@ class STIConfig(QuantizationConfigMixin):
             return value
         if not isinstance(value, dict):
             raise TypeError(f"sti_config must be an STIConfig or a dictionary of its fields, not {value!r}.")
+        fields = list(inspect.signature(cls).parameters)
+        unknown = [name for name in value if name not in fields]
+        if unknown:
+            raise ValueError(f"STIConfig has no field {unknown[0]!r}; its fields are {', '.join(fields)}.")
         return cls(**value)
 
     def replaced(self, **changes: Any) -> STIConfig:

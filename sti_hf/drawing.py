@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,12 @@ from rich.text import Text
 
 from sti_hf.planning import ExecutionPlan
 from sti_hf.runtime.session import STISession
+from sti_hf.shards.layout import FULL
+
+PIPED_COLUMNS = 100
+LEAST_BAR = 30
+MOST_TICKS = 6
+GAP = "  "
 
 STYLES = {
     0: "grey50",
@@ -19,71 +27,201 @@ STYLES = {
     4: "black on gold3",
     5: "black on dark_sea_green4",
     6: "black on green3",
-    32: "white on dodger_blue3",
+    FULL: "white on dodger_blue3",
 }
-BAR_WIDTH = 60
+NOT_RUN = "·"
+READING, DECOMPRESSING, COMPUTING, TARGET = "░▒█┊"
+SIGNS = {READING: "cyan", DECOMPRESSING: "yellow", COMPUTING: "green", TARGET: "bold red"}
+ASCII = str.maketrans("·░▒█┊─┴×", ".-d#|-+x")
+"""For terminals and files that cannot show the others."""
+
+FIRST, LAST = "words", "the rest"
+"""Rows of the timeline before and after the layers: reading word embeddings; the head and all else."""
+
+Span = tuple[str, float, float]
+"""A sign, and from when to when it stands: seconds from the start of the forward."""
+
+
+def terminal() -> Console:
+    """Where a person reads, `PIPED_COLUMNS` wide where neither a terminal nor `$COLUMNS` says otherwise."""
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED_COLUMNS
+    return console
 
 
 def draw_plan(console: Console, plan: ExecutionPlan) -> None:
-    """The grid of fidelities, layers down and slices across, and the predicted timeline."""
+    """What runs and what it costs; then the grid of fidelities and, beside it, the predicted timeline."""
+    layers, slices = plan.bits.shape
     n, m = plan.submodel
-    console.print(
-        f"{plan.strategy}: {n} x {m} submodel, {plan.seq_len} tokens, T {plan.target_latency * 1e3:.0f} ms, "
-        f"predicted {plan.predicted_latency * 1e3:.1f} ms"
-        + ("" if plan.feasible else " (T cannot be met: this is the smallest plan)")
+    how = f"{plan.strategy}, {plan.allocator}" if plan.allocator else plan.strategy
+    _print(console, Text(f"{n} × {m} of {layers} × {slices} shards, {plan.seq_len} tokens ({how})", style="bold"))
+    if not plan.feasible:
+        missed = "No plan keeps T: this is the fastest." if plan.strategy == "sti" else "This plan does not keep T."
+        _print(console, Text(missed, style="bold red"))
+    _print(
+        console,
+        f"latency  {_ms(plan.predicted_latency)} predicted for T = {_ms(plan.target_latency)}; "
+        f"{_ms(plan.first_latency)} with an empty preload buffer",
+        f"reading  {_mb(plan.streamed_bytes)} an inference; {_mb(plan.preload_bytes)} preloaded of "
+        f"S = {_mb(plan.preload_budget)}; staging buffer {_mb(plan.staging_bytes)}",
+        "",
     )
-    console.print(
-        f"reads {plan.streamed_bytes / 1e6:.2f} MB an inference, keeps {plan.preload_bytes / 1e6:.2f} MB preloaded, "
-        f"staging buffer {plan.staging_bytes / 1e6:.2f} MB\n"
-    )
-    draw_grid(console, plan)
-    console.print()
-    draw_timeline(console, plan)
+    _draw_layers(console, plan)
 
 
-def draw_grid(console: Console, plan: ExecutionPlan) -> None:
-    """One line a layer, one cell a slice: its bits, coloured; * marks shards that are preloaded."""
-    for layer, (bits, preloaded) in enumerate(zip(plan.bits, plan.preloaded)):
-        line = Text(f"layer {layer:>2} ")
-        for fidelity, kept in zip(bits.tolist(), preloaded.tolist()):
-            cell = f"{fidelity or '.':>2}{'*' if kept else ' '}"
-            line.append(cell, style=STYLES[fidelity])
-        console.print(line)
-    legend = Text("bits     ")
-    for fidelity in sorted(set(plan.bits.ravel().tolist())):
-        legend.append(f" {fidelity or 'not run'} ", style=STYLES[fidelity])
-    console.print(legend.append("  * preloaded"))
+def _draw_layers(console: Console, plan: ExecutionPlan) -> None:
+    """A line a layer: its shards and its times, side by side where both fit, else one block below the other."""
+    labels = _labels(plan)
+    slices = plan.bits.shape[1]
+    indent = max(map(len, (FIRST, LAST, *labels))) + 1
+    room = console.width - indent
+    beside = next((size for size in (3, 2, 1) if slices * size + len(GAP) + LEAST_BAR <= room), None)
+    size = beside or next((size for size in (3, 2) if slices * size <= room), 1)
+    grid = {label: cells + Text(GAP) for label, cells in zip(labels, _cells(plan, size))}
+    empty = Text(" " * (slices * size + len(GAP)))
+    if not beside:
+        _print(console, *(Text(label.ljust(indent)) + cells for label, cells in grid.items()))
+        _print(console, _bits_legend(plan, size), "")
+        grid, empty = {}, Text()
+    for label, bar in _timeline(plan, room - len(empty)):
+        _print(console, Text(label.ljust(indent)) + grid.get(label, empty) + bar)
+    if beside:
+        _print(console, _bits_legend(plan, size))
+    _print(console, _times_legend())
 
 
-def draw_timeline(console: Console, plan: ExecutionPlan) -> None:
-    """Predicted reads (=) and compute (#) of every executed layer, on one scale of time."""
-    end = max(plan.predicted_latency, plan.target_latency)
-    scale = BAR_WIDTH / end
+def _labels(plan: ExecutionPlan) -> list[str]:
+    return [f"layer {layer:>{len(str(len(plan.bits) - 1))}}" for layer in range(len(plan.bits))]
+
+
+def _cells(plan: ExecutionPlan, size: int) -> Iterator[Text]:
+    """Each layer's shards, `size` columns a shard: its bits, and what of it is preloaded if there is room for that."""
+    share = plan.preloaded_pieces.any(axis=1).astype(int) + plan.preloaded
+    for row, shares in zip(plan.bits.tolist(), share.tolist()):
+        line = Text()
+        for bits, preloaded in zip(row, shares):
+            if size == 1:
+                line.append(_sign(bits, size), STYLES[bits] + " underline" * (preloaded > 0))
+            else:
+                line.append(f"{_sign(bits, size):>{size - 1}}{' +*'[preloaded]}", STYLES[bits])
+        yield line
+
+
+def _sign(bits: int, size: int) -> str:
+    return "F" if bits == FULL and size < 3 else str(bits or NOT_RUN)
+
+
+def _bits_legend(plan: ExecutionPlan, size: int) -> Text:
+    legend = Text("bits")
+    for bits, count in plan.fidelity_counts().items():
+        legend.append(" ").append(f" {_sign(bits, size)} ", STYLES[bits]).append(f" {count} shard{'s' * (count > 1)} ")
+    if not plan.bits.all():
+        legend.append(f"  {NOT_RUN}  {(plan.bits == 0).sum()} not run ")
+    if plan.preloaded_pieces.any():
+        legend.append("  * preloaded  + partly" if size > 1 else "  underlined: preloaded")
+    return legend
+
+
+def _times_legend() -> Text:
+    legend = Text()
+    for sign, what in ((READING, "reading"), (DECOMPRESSING, "decompressing"), (COMPUTING, "computing")):
+        legend.append(sign, SIGNS[sign]).append(f" {what}  ")
+    return legend.append(f"{FIRST}: their embeddings, {LAST}: outside the layers")
+
+
+def _timeline(plan: ExecutionPlan, width: int) -> Iterator[tuple[str, Text]]:
+    """Lines of the predicted timeline, with their labels: T above, a bar a layer, the scale of time below."""
+    scale = (width - 1) / max(plan.timeline.end, plan.target_latency)
     target = round(plan.target_latency * scale)
+    name = f"T = {_ms(plan.target_latency)}"
+    yield "", Text(" " * max(target - len(name) + 1, 0)).append(name, SIGNS[TARGET])
+    spans = _spans(plan)
+    for label in (FIRST, *_labels(plan), LAST):
+        yield label, _bar(spans.get(label, []), scale, target, width)
+    yield from (("", line) for line in _axis(scale, width))
+
+
+def _spans(plan: ExecutionPlan) -> dict[str, list[Span]]:
+    """What the predicted timeline shows in each row."""
     timeline = plan.timeline
-    columns = (timeline.io_start, timeline.io_end, timeline.compute_start, timeline.compute_end)
-    for layer, *spans in zip(plan.layers, *(np.asarray(column).tolist() for column in columns)):
-        line = Text(f"layer {layer:>2} ")
-        line.append(_bar(spans[0], spans[1], scale, "="), style="cyan")
-        line.append("\n         ")
-        line.append(_bar(spans[2], spans[3], scale, "#"), style="green")
-        console.print(line)
-    console.print(" " * (9 + target) + f"^ T = {plan.target_latency * 1e3:.0f} ms   (= reading, # computing)")
+    labels = _labels(plan)
+    spans: dict[str, list[Span]] = {
+        FIRST: [(READING, 0.0, float(timeline.io_start[0]))],
+        LAST: [(COMPUTING, float(timeline.compute_end[-1]), timeline.end)],
+    }
+    for k, layer in enumerate(plan.layers):
+        start, end = float(timeline.compute_start[k]), float(timeline.compute_end[k])
+        spans[labels[layer]] = [
+            (READING, float(timeline.io_start[k]), float(timeline.io_end[k])),
+            (DECOMPRESSING, start, end),
+            (COMPUTING, start + float(timeline.decompress[k]), end),
+        ]
+    return spans
 
 
-def _bar(start: float, end: float, scale: float, mark: str) -> str:
-    first = round(start * scale)
-    return " " * first + mark * max(1, round(end * scale) - first) if end > start else ""
+def _bar(spans: Sequence[Span], scale: float, target: int, width: int) -> Text:
+    """One row of the timeline. Reading and computing always show, decompressing where it fills a column."""
+    signs = np.full(width, " ")
+    signs[target] = TARGET
+    for sign, start, end in spans:
+        if end > start:
+            last, least = max(round(end * scale), 1), 0 if sign == DECOMPRESSING else 1
+            signs[min(round(start * scale), last - least) : last] = sign
+    bar = Text()
+    for sign in signs.tolist():
+        bar.append(sign, SIGNS.get(sign))
+    return bar
+
+
+def _axis(scale: float, width: int) -> tuple[Text, Text]:
+    """The scale of time: a line with ticks at round numbers of milliseconds, and these numbers."""
+    least = width / scale / MOST_TICKS
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * 0.999)
+    line, numbers = ["─"] * width, "0 ms"
+    for tick in range(int((width - 1) / scale / step) + 1):
+        column = round(tick * step * scale)
+        line[column] = "┴"
+        number = f"{tick * step * 1e3:g}"
+        if tick and column + len(number) <= width:
+            numbers = f"{numbers:<{column}}{number}"
+    return Text("".join(line)), Text(numbers)
 
 
 def draw_run(console: Console, task: str, answers: Sequence[dict[str, Any]], session: STISession) -> None:
-    """Each text's answer and what it took."""
+    """Each text with its answer and what that took, and the memory that the weights take."""
     for answer in answers:
-        output = answer["output"]
-        if task == "feature-extraction":
-            shown = f"embedding of {len(output)} values, first {', '.join(f'{value:.4f}' for value in output[:4])}"
-        else:
-            shown = "; ".join(f"{one.get('label', one.get('token_str', ''))} {one['score']:.4f}" for one in output[:3])
-        console.print(f"{shown}  ({answer['seconds'] * 1e3:.0f} ms, {answer['bytes_read'] / 1e6:.2f} MB read)")
+        _print(console, Text(answer["text"], style="bold"))
+        _print(console, *(f"  {line}" for line in _answer(task, answer["output"])))
+        _print(console, Text(f"  {_ms(answer['seconds'])}, {_mb(answer['bytes_read'])} read", style="dim"))
     sizes = session.memory()
-    console.print("memory: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()))
+    _print(console, "memory: " + ", ".join(f"{name} {_mb(size)}" for name, size in sizes.items()))
+
+
+def _answer(task: str, output: list[Any]) -> list[str]:
+    if task == "feature-extraction":
+        return [f"embedding of {len(output)} values: {', '.join(f'{value:.4f}' for value in output[:4])}, ..."]
+    if task == "token-classification":
+        return [f"{one['word']}: {one['entity']} {one['score']:.4f}" for one in output] or ["nothing found"]
+    # A masked language model gives, for several masked words, a list for each.
+    groups = output if isinstance(output[0], list) else [output]
+    names = ("label", "token_str")
+    return [", ".join(f"{next(one[n] for n in names if n in one)} {one['score']:.4f}" for one in g) for g in groups]
+
+
+def _print(console: Console, *lines: Text | str) -> None:
+    for line in lines:
+        text = Text(line) if isinstance(line, str) else line
+        if console.options.ascii_only:
+            text.plain = text.plain.translate(ASCII)
+        text.rstrip()
+        console.print(text, soft_wrap=True)
+
+
+def _ms(seconds: float) -> str:
+    return f"{round(seconds * 1e3, 1):g} ms"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 or not size else f"{size / 1e3:.1f} kB"

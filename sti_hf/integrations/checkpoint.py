@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import transformers
 from huggingface_hub.constants import HF_HOME
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from sti_hf.architectures import get_architecture
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.sharding import write_store
 from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
 
 
 def cache_home() -> Path:
@@ -30,12 +46,22 @@ def shard_checkpoint(
     """Shards a checkpoint (a local folder or a Hub id) into a store at `destination`, with a progress bar.
 
     `hub` are the arguments with which `from_pretrained` finds files on the Hub (revision, token, ...). Raises
-    `ValueError` or `OSError` with one sentence if the checkpoint is not there or its family is not supported.
+    `ValueError` or `OSError` with one sentence if the checkpoint is not there or its family is not supported, if it
+    is damaged, or lacks weights of its layers.
     """
+    _check_source(source)
+    if is_store(source):
+        raise ValueError(f"{source} is a store already; shard the checkpoint that it was made from.")
     config = AutoConfig.from_pretrained(source, **hub)
     grid = get_architecture(config).grid(config)
     chosen = get_quantizer(quantizer)
-    model = stock_class(config).from_pretrained(source, config=config, dtype="auto", **hub)
+    model_class: Any = stock_class(config)
+    try:
+        model, loaded = model_class.from_pretrained(
+            source, config=config, dtype="auto", output_loading_info=True, **hub
+        )
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {source} are damaged or incomplete ({error}); fetch them again.") from error
     with logging.tqdm(total=grid.layers, desc=f"Sharding {source}", unit="layer") as bar:
         return write_store(
             model,
@@ -43,8 +69,16 @@ def shard_checkpoint(
             quantizer=chosen,
             quantizer_name=quantizer,
             full=full,
+            missing=loaded["missing_keys"],
             extra_files=_tokenizer_writer(source, **hub),
             progress=lambda layers: bar.update(1),
+        )
+
+
+def _check_source(source: str | Path) -> None:
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+        raise FileNotFoundError(
+            f"There is no folder {source}, and it is not the id of a repository on the Hub either."
         )
 
 
@@ -58,17 +92,22 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def _tokenizer_writer(source: str | Path, **hub: Any) -> Callable[[Path], None]:
+    """Copies the tokenizer as it is. To load and save it would give a checkpoint without one an empty one."""
+
     def write(folder: Path) -> None:
-        try:
-            AutoTokenizer.from_pretrained(source, **hub).save_pretrained(folder)
-        except (OSError, ValueError, KeyError):
-            return  # a checkpoint without a tokenizer makes a store without one
+        for name in TOKENIZER_FILES:
+            found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
+            if found is not None:
+                shutil.copyfile(found, folder / name)
 
     return write
 
 
 def resolve_store(source: str | Path, quantizer: str, **hub: Any) -> ShardStore:
     """The store that `source` is, or the one its checkpoint has been sharded into in the cache (now, if need be)."""
+    _check_source(source)
+    if Path(source).is_dir():
+        source = Path(source) / hub.pop("subfolder", "")
     if is_store(source):
         return ShardStore.open(source)
     on_hub = None if Path(source).is_dir() else _hub_store(str(source), **hub)

@@ -31,16 +31,16 @@ def install() -> None:
         sti_config = None if is_loading() else _sti_config(source, kwargs)
         if sti_config is None:
             return stock(cls, source, *args, **kwargs)
-        return _load(functools.partial(stock, cls), source, sti_config, args, kwargs)
+        return _load(stock, cls, source, sti_config, args, kwargs)
 
     from_pretrained._takes_sti_config = True  # type: ignore[attr-defined]
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
 
 
 def _sti_config(source: Any, kwargs: dict[str, Any]) -> STIConfig | None:
-    """What the call asks of sti_hf: its `sti_config`, an STIConfig as `quantization_config`, or a store's defaults."""
+    """What the call asks of sti_hf: its `sti_config`, such a `quantization_config`, or a store's defaults."""
     sti_config = kwargs.pop("sti_config", None)
-    if sti_config is None and isinstance(kwargs.get("quantization_config"), STIConfig):
+    if sti_config is None and _is_ours(kwargs.get("quantization_config")):
         sti_config = kwargs.pop("quantization_config")
     if sti_config is not None:
         return STIConfig.coerce(sti_config)
@@ -49,12 +49,20 @@ def _sti_config(source: Any, kwargs: dict[str, Any]) -> STIConfig | None:
     return None
 
 
-def _load(stock: Any, source: Any, sti_config: STIConfig, args: Any, kwargs: dict[str, Any]) -> Any:
+def _is_ours(quantization_config: Any) -> bool:
+    if isinstance(quantization_config, dict):
+        return quantization_config.get("quant_method") == "sti"
+    return isinstance(quantization_config, STIConfig)
+
+
+def _load(
+    stock: Any, cls: type[PreTrainedModel], source: Any, sti_config: STIConfig, args: Any, kwargs: dict[str, Any]
+) -> Any:
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
     store = resolve_store(source, sti_config.quantizer, **hub)
-    session = open_session(store, sti_config)
+    session = open_session(store, sti_config, cls)
+    errors: list[Exception] = []
     try:
-        errors: list[Exception] = []
         resident = threading.Thread(target=_warm_resident, args=(store, errors), daemon=True)
         resident.start()
         config = kwargs.pop("config", None)
@@ -63,11 +71,13 @@ def _load(stock: Any, source: Any, sti_config: STIConfig, args: Any, kwargs: dic
             config.quantization_config = {"quant_method": "sti"}
             config.transformers_weights = RESIDENT_FILE
             kwargs["config"] = config
-        with loading(session):
-            loaded = stock(store.path, *args, **{k: v for k, v in kwargs.items() if k not in HUB_ARGUMENTS})
-        resident.join()
-        if errors:
-            raise errors[0]
+        try:
+            with loading(session):
+                loaded = stock(cls, store.path, *args, **{k: v for k, v in kwargs.items() if k not in HUB_ARGUMENTS})
+        finally:
+            resident.join()
+            if errors:  # whatever Transformers made of damaged weights
+                raise errors[0]
     except BaseException:
         session.close()
         raise

@@ -9,10 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils import logging
 
 from sti_hf.architectures import get_architecture
 from sti_hf.config import STIConfig
 from sti_hf.runtime.session import STISession, make_elastic
+
+logger = logging.get_logger(__name__)
 
 _session: ContextVar[STISession | None] = ContextVar("sti_session", default=None)
 
@@ -63,6 +66,7 @@ class STIHfQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
+        logger.warning(f"This model's weights are in its store: to save the model, copy {self.session.store.path}.")
         return False
 
     @property

@@ -6,6 +6,9 @@ import functools
 import hashlib
 import os
 import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,24 +20,30 @@ from sti_hf.config import STIConfig
 from sti_hf.integrations.checkpoint import cache_home, stock_class
 from sti_hf.integrations.quantizer import loading
 from sti_hf.planning import DeviceProfile, ExecutionPlan, make_plan
-from sti_hf.profiling.device import measure_device
+from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
-from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore
-
-logger = logging.get_logger(__name__)
+from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore, Table
 
 
-def open_session(store: ShardStore, config: STIConfig) -> STISession:
-    """A session on `store`, reading already. Profiles the device first where that has not been done."""
+def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrainedModel] | None = None) -> STISession:
+    """A session on `store` for a model of `model_class` (None: of the class that was sharded), reading already.
+    Profiles the device first where that has not been done."""
     profile = device_profile(store, config.compute_dtype)
     path = ComputePath(profile.compute_dtype, profile.gemm)
-    return STISession(store, config, functools.partial(plan_store, store, profile), path, rate_limit())
+    make_plan = functools.partial(plan_store, store, profile, model_class=model_class)
+    return STISession(store, config, make_plan, path, rate_limit())
 
 
-def plan_store(store: ShardStore, profile: DeviceProfile, config: STIConfig, tokens: int) -> ExecutionPlan:
-    """The plan for a store, a configuration and a number of tokens."""
-    decoders = [table for table in store.index.tables.values() if table.decoders]
+def plan_store(
+    store: ShardStore,
+    profile: DeviceProfile,
+    config: STIConfig,
+    tokens: int,
+    model_class: type[PreTrainedModel] | None = None,
+) -> ExecutionPlan:
+    """The plan for a store, a configuration, a number of tokens and a class of models (None: the one sharded)."""
+    heads = _streamed_heads(store, model_class)
     return make_plan(
         store.layouts,
         profile,
@@ -46,24 +55,56 @@ def plan_store(store: ShardStore, profile: DeviceProfile, config: STIConfig, tok
         allocator=config.allocator,
         staging_budget=config.staging_budget,
         row_bytes=store.index.tables[WORD_EMBEDDINGS].row_bytes,
-        extra_seconds=sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in decoders),
+        extra_seconds=sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in heads),
     )
+
+
+def _streamed_heads(store: ShardStore, model_class: type[PreTrainedModel] | None) -> list[Table]:
+    """The tables that a forward streams for its head over the vocabulary. Only classes with such a head can tie it."""
+    if model_class is None:
+        return [table for table in store.index.tables.values() if table.decoders]
+    tied = getattr(model_class, "_tied_weights_keys", None) or {}
+    return [
+        table
+        for table in store.index.tables.values()
+        if any(f"{decoder}.weight" in tied for decoder in table.decoders)
+    ]
 
 
 def device_profile(store: ShardStore, compute_dtype: str = "auto", *, measure: bool = False) -> DeviceProfile:
-    """The device profile for a store, from the cache; measured (seconds) where it is absent, or on demand."""
+    """The device profile for a store, from the cache; measured, with a progress bar, where it is absent or cannot be
+    read, or on demand. That takes seconds."""
     path = profile_path(store, compute_dtype)
     if path.exists() and not measure:
-        return DeviceProfile.from_json(path.read_text())
-    logger.info(f"Profiling this device for {store.path}: this takes a few seconds, once.")
-    profile = measure_device(
-        store, functools.partial(load_model_on, store), compute_dtype=compute_dtype, rate_limit=rate_limit()
-    )
+        try:
+            return DeviceProfile.from_json(path.read_text())
+        except ValueError as error:
+            warnings.warn(f"{path} is measured again: {error}", stacklevel=2)
+    with logging.tqdm(total=STEPS, desc="Profiling this device, once", leave=False) as bar, _quiet_loading():
+        profile = measure_device(
+            store,
+            functools.partial(load_model_on, store),
+            compute_dtype=compute_dtype,
+            rate_limit=rate_limit(),
+            progress=lambda step: (bar.set_postfix_str(step), bar.update(1)),
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_suffix(f".{os.getpid()}.tmp")
     written.write_text(profile.to_json())
     written.replace(path)
     return profile
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Hides the progress of the models that are loaded in this block."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def profile_path(store: ShardStore, compute_dtype: str) -> Path:
@@ -86,7 +127,11 @@ def profile_path(store: ShardStore, compute_dtype: str) -> Path:
 
 def rate_limit() -> float:
     """Bytes a second at which `$STI_READ_RATE` paces all reading; 0 without it. For benchmarks, or to leave room."""
-    return float(os.environ.get("STI_READ_RATE", "0"))
+    rate = os.environ.get("STI_READ_RATE", "0")
+    try:
+        return float(rate)
+    except ValueError:
+        raise ValueError(f"STI_READ_RATE must be a number of bytes a second, not {rate!r}.") from None
 
 
 def _processor() -> str:

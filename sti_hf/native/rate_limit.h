@@ -1,7 +1,6 @@
 // Makes the disk look slower than it is: for benchmarks on machines where the kernel cannot be told to do so.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <mutex>
@@ -21,13 +20,14 @@ public:
         if (bytes_per_second_ <= 0) return now;
         std::lock_guard<std::mutex> lock(mutex_);
         const std::chrono::duration<double> takes(static_cast<double>(bytes) / bytes_per_second_);
-        // Who wakes late catches up; without that, every late wake-up of a reader would lower the rate.
-        free_ = std::max(now - CATCH_UP, free_) + std::chrono::duration_cast<Clock::duration>(takes);
+        // Who wakes a little late goes on from when he should have; otherwise every wake-up would lower the rate.
+        if (now - free_ > LATE) free_ = now;
+        free_ += std::chrono::duration_cast<Clock::duration>(takes);
         return free_;
     }
 
 private:
-    static constexpr std::chrono::milliseconds CATCH_UP{5};
+    static constexpr std::chrono::milliseconds LATE{5};
     const double bytes_per_second_;
     std::mutex mutex_;
     Clock::time_point free_{};

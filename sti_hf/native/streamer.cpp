@@ -102,8 +102,9 @@ Streamer::Request Streamer::make_request(const RequestRow& row, size_t index) co
     return request;
 }
 
-// A piece ends inside `request`; `begin` is where the requests begin of which that one is the last.
-Streamer::Piece Streamer::make_piece(const PieceRow& row, size_t index, const Request& request, const Span& span) const {
+// `span`: what has been read of the file when `request` has, together with those that it continues.
+Streamer::Piece Streamer::make_piece(const PieceRow& row, size_t index, const Request& request,
+                                     const Span& span) const {
     const auto check = [&](bool condition, const char* sentence) { require(condition, index, "piece", sentence); };
     const auto offset = static_cast<int64_t>(request.offset);
     check(row.offset >= span.begin && row.offset <= span.end && row.length >= 0 && row.length <= span.end - row.offset,
@@ -289,7 +290,7 @@ void Streamer::read_part(const Part& part) {
     check_in_order(guard);
 }
 
-// In order, since a piece may begin in an earlier request. One thread does it, for all that has been read by then.
+// In order, since a piece may go across earlier requests. One thread does it, for all that has been read by then.
 void Streamer::check_in_order(std::unique_lock<std::mutex>& guard) {
     if (checking_) return;
     checking_ = true;
@@ -312,9 +313,10 @@ void Streamer::check_in_order(std::unique_lock<std::mutex>& guard) {
 
 void Streamer::check_pieces(const Request& request) const {
     const uint64_t end = request.offset + request.available;
+    const bool ends_inside = request.available < request.length;  // otherwise a piece may reach into the request above
     bool cut_short = request.length - request.available >= BLOCK;
     for (size_t i = request.first_piece; i < request.first_piece + request.pieces; ++i)
-        cut_short |= request.available < request.length && pieces_[i].offset + pieces_[i].length > end;
+        cut_short |= ends_inside && pieces_[i].offset + pieces_[i].length > end;
     if (cut_short)
         throw StreamError(request.file->path() + ": the file is cut short: it ends at offset " + std::to_string(end) +
                           ", inside the " + std::to_string(request.length) + " bytes read from offset " +

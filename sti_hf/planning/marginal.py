@@ -25,8 +25,9 @@ MOMENT = 1e-12
 CANDIDATES = 512
 """Units that are tried one by one after the bulk of the raises was made."""
 
-FAILURES = 4
-"""Once so many slices of a layer could not be raised from one fidelity to another, the rest are not tried."""
+FAILURES = 2
+"""Once so many slices of a layer could not be raised from one fidelity to another, the rest are not tried, unless the
+grid is small."""
 
 NO_LIMIT = FULL + 1
 
@@ -37,9 +38,8 @@ def marginal(submodel: Submodel, importance: ImportanceProfile) -> np.ndarray:
     From all-lowest up, whichever raise of a unit lowers the predicted distortion most per second of IO and
     decompression is made, if it is valid. What a raise costs depends on what was raised around it, since neighbours
     share requests and blocks, so it is priced when its turn comes. Where distortions add up, the raises that come
-    first anyway are made all at once. Small grids, where one shard is a large part of the budget, are searched further.
-
-    A greedy search: more T or S can, rarely, give a plan that is worse by a fraction of one raise.
+    first anyway are made all at once. Small grids, where one shard is a large part of the budget, are searched
+    further. It is a greedy search: more T or S can, rarely, give a plan that is worse by a fraction of one raise.
     """
     units = importance.units(submodel.layers, submodel.width)
     layers = [(layer, tuple(range(submodel.width))) for layer in submodel.layers]
@@ -58,9 +58,7 @@ def marginal(submodel: Submodel, importance: ImportanceProfile) -> np.ndarray:
     return np.array(search.state.bits)
 
 
-def _exchanged(
-    submodel: Submodel, importance: ImportanceProfile, units: list[Unit], start: np.ndarray
-) -> np.ndarray:
+def _exchanged(submodel: Submodel, importance: ImportanceProfile, units: list[Unit], start: np.ndarray) -> np.ndarray:
     search = _Search(submodel, importance, units, start)
     search.fill()
     search.improve()
@@ -77,6 +75,7 @@ class _Search:
         read, decompress = shard_seconds(submodel)
         self.seconds = dict(zip(self.fidelities, (read + decompress).tolist()))
         self.units = units
+        self.patience = submodel.width if submodel.depth * submodel.width <= SMALL else FAILURES
         self.layers = submodel.layers
         self.effort = 0
 
@@ -128,7 +127,7 @@ class _Search:
                 push(index)
                 continue
             alike = (unit[0], self.state.row(unit[0])[unit[1][0]], bits)
-            if failures[alike] < FAILURES:
+            if failures[alike] < self.patience:
                 seconds = self._change(unit, bits)
                 rate = fall / max(seconds, MOMENT) if per_second else fall
                 if heap and rate < min(-heap[0][0], -key) * (1 - 1e-9):

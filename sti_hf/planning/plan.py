@@ -113,11 +113,11 @@ class ExecutionPlan:
             pieces[tuple(np.array(values["preloaded_pieces"], dtype=np.int64).reshape(-1, 3).T)] = True
             times = values["timeline"]
             arrays = {name: np.array(value, dtype=np.float64) for name, value in times.items() if name != "end"}
-            timeline = Timeline(**arrays, end=times["end"])
+            values["timeline"] = Timeline(**arrays, end=times["end"])
+            values |= {"layers": tuple(values["layers"]), "fidelities": tuple(values["fidelities"])}
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise ValueError(f"This is not a plan that can be used: {error}.") from error
-        values |= {"layers": tuple(values["layers"]), "fidelities": tuple(values["fidelities"])}
-        return cls(**(values | {"bits": bits, "preloaded_pieces": pieces, "timeline": timeline}))
+        return cls(**(values | {"bits": bits, "preloaded_pieces": pieces}))
 
 
 def preload_changes(old: ExecutionPlan, new: ExecutionPlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from sti_hf.planning.plan import ExecutionPlan
 from sti_hf.planning.staging import choose_staging
 from sti_hf.planning.submodel import Submodel
 from sti_hf.planning.timeline import Timeline, simulate
-from sti_hf.shards.layout import BLOCK
 
 
 def predict(
@@ -79,10 +76,8 @@ class _Pipeline:
         """Size of the staging buffer: where all is read before anything is computed, it holds everything."""
         if not self.overlap:
             return sum(self.streamed_bytes)
-        read_ahead = math.ceil(self.request.profile.bytes_per_second * self.compute.max() / BLOCK) * BLOCK
         return choose_staging(
             self.streamed_bytes,
-            read_ahead,
             self.request.staging_budget,
             lambda size: self.run(size).end,
             self.request.target_latency,

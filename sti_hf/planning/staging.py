@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sti_hf.shards.layout import BLOCK
+
 MINIMUM_READ_AHEAD = 1 << 20
 """Bytes that a staging buffer has at least besides the largest layer, unless a budget forbids."""
 
@@ -32,29 +34,27 @@ def reads_downwards(position: int) -> bool:
 
 def choose_staging(
     layer_bytes: Sequence[int],
-    read_ahead: int,
     budget: int | None,
     latency: Callable[[int], float],
     target_latency: float,
 ) -> int:
     """Bytes of the smallest staging buffer with which a plan keeps its latency.
 
-    The smallest considered holds the largest layer and what is read while one computes, the next ones any two, three,
-    .. layers in a row, the last all of them.
+    The smallest considered holds the largest layer and `MINIMUM_READ_AHEAD`, the next ones any two, three, .. layers
+    in a row, the last all of them.
 
     Args:
         layer_bytes: streamed bytes of every layer, whole blocks.
-        read_ahead: bytes that the device reads while one layer computes.
         budget: bound in bytes; a layer that exceeds it alone still gets its room. None: no bound.
         latency: predicted seconds with a staging buffer of this size.
         target_latency: T. Where no buffer keeps it, the smallest of those with the lowest latency is taken.
     """
     total = sum(layer_bytes)
-    smallest = max(layer_bytes) + max(read_ahead, MINIMUM_READ_AHEAD)
+    smallest = max(layer_bytes) + MINIMUM_READ_AHEAD
     windows = [max(map(sum, _runs(layer_bytes, length))) for length in range(2, len(layer_bytes) + 1)]
     sizes = sorted({min(size, total) for size in (smallest, *windows) if size >= min(smallest, total)})
     if budget is not None:
-        bound = max(budget, max(layer_bytes))
+        bound = max(budget // BLOCK * BLOCK, max(layer_bytes))
         sizes = sorted({min(size, bound) for size in sizes})
     wanted = max(target_latency, latency(sizes[-1]))
     for size in sizes:

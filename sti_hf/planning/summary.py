@@ -23,15 +23,17 @@ def summarize(plan: ExecutionPlan) -> str:
         f"reads {_mb(plan.streamed_bytes)} an inference, preloaded {_mb(plan.preload_bytes)}, "
         f"staging buffer {_mb(plan.staging_bytes)}",
     ]
-    legend = f"{FULL} bits: F, not run: ., preloaded: *"
+    legend = f"{FULL} bits: F, not run: ., preloaded: *, partly: +"
     return "\n".join([*head, "", *_grid(plan), legend, "", *_bars(plan), "reading: -, decompressing: d, computing: #"])
 
 
 def _grid(plan: ExecutionPlan) -> list[str]:
     signs = {0: ".", FULL: "F"}
+    # 0 where nothing of a shard is preloaded, 1 where some is, 2 where all is.
+    kept = plan.preloaded_pieces.any(axis=1).astype(int) + plan.preloaded
     return [
-        f"layer {layer:>3}  " + " ".join(signs.get(bits, str(bits)) + " *"[kept] for bits, kept in zip(row, preloaded))
-        for layer, (row, preloaded) in enumerate(zip(plan.bits.tolist(), plan.preloaded.tolist()))
+        f"layer {layer:>3}  " + " ".join(signs.get(bits, str(bits)) + " +*"[share] for bits, share in zip(row, shares))
+        for layer, (row, shares) in enumerate(zip(plan.bits.tolist(), kept.tolist()))
     ]
 
 

@@ -101,7 +101,7 @@ def _read(
     held = [
         (max(end - places[earlier] - sizes[earlier] if reads_downwards(layer) else places[earlier] - place, 0), free)
         for earlier, free in enumerate(released)
-        if free > clock and places[earlier] < end and place < places[earlier] + sizes[earlier]
+        if free > clock and sizes[earlier] and places[earlier] < end and place < places[earlier] + sizes[earlier]
     ]
     begin, done = None, 0
     for offset, free in sorted(held):

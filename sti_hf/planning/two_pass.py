@@ -10,9 +10,8 @@ from sti_hf.planning.fidelity import Fidelities
 from sti_hf.planning.importance import ImportanceProfile, Unit
 from sti_hf.planning.submodel import Submodel
 
-
 FAILURES = 4
-"""Once so many slices of a layer could not be raised to the highest fidelity, the rest are only raised step by step."""
+"""Once so many slices of a layer could not be raised to the highest fidelity, the rest are raised step by step."""
 
 
 def two_pass(submodel: Submodel, importance: ImportanceProfile) -> np.ndarray:

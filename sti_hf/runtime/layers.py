@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,7 +66,8 @@ class ElasticLinear(nn.Module):
         self._index = decompressor.matrices.index(self.matrix)
         self._bias = None
         if self.bias is not None:
-            active = self.bias if self.by_columns else self.bias[:rows]
+            # Detached: a parameter would become one of this module's.
+            active = self.bias.detach() if self.by_columns else self.bias.detach()[:rows]
             self._bias = active.to(decompressor.path.torch_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,6 +91,10 @@ class RowGatheredEmbedding(nn.Module):
         self.output_dtype = embedding.weight.dtype
         self.reader: TableReader | None = None
         self.seconds = 0.0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RowGatheredEmbedding:
+        self.output_dtype = fn(torch.empty(0, dtype=self.output_dtype)).dtype  # model.to(dtype)
+        return super()._apply(fn, recurse)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids `[...]` to `[..., embedding_dim]`."""

@@ -166,7 +166,7 @@ def matrix_tables(store: ShardStore, placed: LayerPlacement, bits: np.ndarray) -
         table = np.full((len(active), 10), -1, dtype=np.int64)
         table[:, 0] = fidelities
         for plane in range(1, PLANES + 1):
-            at = layout.codebook_bytes(plane) + first * grid.row_length // 8
+            at = layout.bits_offset(plane) + first * grid.row_length // 8
             table[:, plane] = np.where(fidelities >= plane, places[plane] + at, -1)
         at_full = first * grid.row_length * layout.full_itemsize
         table[is_full, 1:] = -1
@@ -174,9 +174,9 @@ def matrix_tables(store: ShardStore, placed: LayerPlacement, bits: np.ndarray) -
         quantized = np.flatnonzero(~is_full)
         codebook = np.array([index * 4 * 2**k for k in fidelities[quantized]], dtype=np.int64)
         table[quantized, 7] = places[fidelities[quantized], quantized] + codebook
-        headers = places[HEADER_PIECE, quantized]
         if store.index.has_scales:
-            table[quantized, 8] = headers + 2 * first
-        table[quantized, 9] = headers + store.scales_bytes
+            codebooks = np.array([layout.codebook_bytes(k) for k in fidelities[quantized]], dtype=np.int64)
+            table[quantized, 8] = places[fidelities[quantized], quantized] + codebooks + 2 * first
+        table[quantized, 9] = places[HEADER_PIECE, quantized]
         tables[name] = table
     return tables

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sti_hf.architectures import Architecture, get_architecture
 from sti_hf.config import STIConfig
 from sti_hf.planning import ExecutionPlan
-from sti_hf.runtime.buffers import Buffers
+from sti_hf.runtime.buffers import Buffers, return_freed_memory
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.layers import Decompressor, ElasticLinear, RowGatheredEmbedding, StreamedDecoder
 from sti_hf.runtime.scheduler import Scheduler
@@ -126,7 +126,7 @@ class STISession:
                 module.reader = self._readers[WORD_EMBEDDINGS]
         for name, module in model.named_modules():
             if isinstance(module, StreamedDecoder):
-                module.reader = self._readers[_table_of(self.store, name)]
+                module.reader = self._readers[_table_of(self.store, name, model.config)]
         model.requires_grad_(False)
         self._model = model
         self._scheduler = Scheduler(base, architecture, self._streamer, self._decompressor)
@@ -181,6 +181,8 @@ class STISession:
         try:
             yield
             self._streamer.finish()
+            if self.plan.strategy != "preload":
+                return_freed_memory()
         except BaseException:
             self._streamer.stop()
             raise
@@ -262,10 +264,12 @@ def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     raise ValueError("The model needs input_ids or inputs_embeds.")
 
 
-def _table_of(store: ShardStore, decoder: str) -> str:
+def _table_of(store: ShardStore, decoder: str, config: PreTrainedConfig) -> str:
     for name, table in store.index.tables.items():
         if decoder in table.decoders:
             return name
+    if config.tie_word_embeddings:
+        return WORD_EMBEDDINGS
     raise ValueError(f"The store has no weights for the head {decoder}; shard a checkpoint that has them.")
 
 

@@ -6,10 +6,11 @@ A layer is one contiguous region of *pieces*, in the order in which they are rea
 
 so that a whole layer at 2 bits is one sequential read, and raising one shard by one bit is the read of one piece.
 
-- *header*: fp16 scale of every row (absent where the quantizer has none), padded to 4 bytes; then for the outliers
-  u32 count of every matrix, u32 position inside its matrix (row * row_length + column), f32 value.
-- *plane p* (1 = the most significant bit): from p = 2 on the codebooks of fidelity p, f32 `[matrices, 2**p]`; then one
-  bit for every weight, row by row, the first weight in the lowest bit of the first byte.
+- *header*: the outliers: u32 count of every matrix, u32 position inside its matrix (row * row_length + column), f32
+  value.
+- *plane p* (1 = the most significant bit): from p = 2 on the codebooks of fidelity p, f32 `[matrices, 2**p]`, and
+  its f16 scale of every row (absent where the quantizer has none), padded to 4 bytes; then one bit for every weight,
+  row by row, the first weight in the lowest bit of the first byte.
 - *full*: the checkpoint's own weights, row by row, in the checkpoint's dtype.
 """
 
@@ -48,17 +49,27 @@ class LayerLayout:
     """Byte layout of one layer's region.
 
     `offset` is the region's first byte in the file, a multiple of `BLOCK`; `header_bytes[i]` the size of slice i's
-    header; `full_itemsize` the bytes of one full weight, 0 where the store was written without them.
+    header; `full_itemsize` the bytes of one full weight, 0 where the store was written without them; `has_scales`
+    whether rows have scales.
     """
 
     grid: Grid
     offset: int
     header_bytes: tuple[int, ...]
     full_itemsize: int
+    has_scales: bool = False
 
     def codebook_bytes(self, plane: int) -> int:
         """Bytes of the codebooks that stand before plane `plane` of a slice."""
         return 0 if plane < 2 else 4 * len(self.grid.matrices) * 2**plane
+
+    def scales_bytes(self, plane: int) -> int:
+        """Bytes of the row scales that stand between the codebooks and plane `plane` of a slice."""
+        return -(-2 * self.grid.slice_rows // 4) * 4 if self.has_scales and plane >= 2 else 0
+
+    def bits_offset(self, plane: int) -> int:
+        """Where inside a plane's piece its bits begin."""
+        return self.codebook_bytes(plane) + self.scales_bytes(plane)
 
     @cached_property
     def piece_bytes(self) -> np.ndarray:
@@ -66,7 +77,7 @@ class LayerLayout:
         sizes = np.empty((KINDS, self.grid.slices), dtype=np.int64)
         sizes[HEADER_PIECE] = self.header_bytes
         for plane in range(1, PLANES + 1):
-            sizes[plane] = self.codebook_bytes(plane) + self.grid.slice_weights // 8
+            sizes[plane] = self.bits_offset(plane) + self.grid.slice_weights // 8
         sizes[FULL_PIECE] = self.grid.slice_weights * self.full_itemsize
         return sizes
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +59,17 @@ def write_store(
     quantizer_name: str,
     full: bool = True,
     slice_order: Sequence[Sequence[int]] | None = None,
+    missing: Collection[str] = (),
     extra_files: Callable[[Path], None] = lambda folder: None,
     progress: Callable[[int], None] = lambda layers: None,
 ) -> ShardStore:
     """Shards a Transformers model into a store at `destination`, whole or not at all.
 
     `slice_order[l]` puts the slices of layer l in order (default: the checkpoint's); `full=False` leaves the full
-    weights out; `extra_files` may add files (the tokenizer) to the folder; `progress` is called with the number of
-    layers done. Raises `FileExistsError` if the destination exists, `ValueError` if the model cannot be sharded.
+    weights out; `missing` names weights that the checkpoint did not have (a head, say): the store has none of them
+    either, and Transformers makes them anew on loading, with its warning. `extra_files` may add files (the tokenizer)
+    to the folder; `progress` is called with the number of layers done. Raises `FileExistsError` if the destination
+    exists, `ValueError` if the model cannot be sharded.
     """
     destination = Path(destination)
     architecture = get_architecture(model.config)
@@ -76,8 +79,9 @@ def write_store(
     layers: Any = base.get_submodule(architecture.layers)
     with _whole_or_absent(destination) as folder:
         tables, table_keys = _write_tables(model, architecture, folder)
-        sliced = _sliced_weight_keys(model, architecture)
-        resident = _resident(model, architecture, grid, order, sliced | table_keys)
+        left_out = _sliced_weight_keys(model, architecture) | table_keys
+        _refuse_missing(left_out.intersection(missing))
+        resident = _resident(model, architecture, grid, order, left_out.union(missing))
         save_file(resident, folder / RESIDENT_FILE, metadata={"format": "pt"})
         dtype = _weight_dtype(layers[0], architecture)
         written = []
@@ -167,6 +171,14 @@ def _weight_dtype(layer: nn.Module, architecture: Architecture) -> torch.dtype:
     return dtypes.pop()
 
 
+def _refuse_missing(names: set[str]) -> None:
+    if names:
+        raise ValueError(
+            f"The checkpoint lacks {len(names)} weights that a store cannot do without, such as {min(names)}: it is "
+            "damaged, or of another model than its config.json says."
+        )
+
+
 def _prefix(model: PreTrainedModel) -> str:
     """What the names of the base model's parameters begin with."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -244,15 +256,15 @@ def _write_layer(
     for plane in range(1, PLANES + 1):
         bits = np.packbits((codes >> (PLANES - plane)) & 1, axis=-1, bitorder="little")
         for index in range(grid.slices):
-            codebooks = quantized.codebooks[plane][index].numpy() if plane >= 2 else np.empty(0, np.float32)
-            piece = np.concatenate((codebooks.reshape(-1).view(np.uint8), bits[index].reshape(-1)))
+            piece = np.concatenate((_plane_prefix(quantized, plane, index), bits[index].reshape(-1)))
             checksums[plane, index] = writer.append(piece)
     for index in range(grid.slices):
         checksums[-1, index] = writer.append(_bytes_of(full[index]) if full is not None else np.empty(0, np.uint8))
     writer.pad()
     writer.finish_tensor(f"layers.{layer}", "U8", (writer.position - offset,))
     written = WrittenLayer(offset, tuple(len(header) for header in headers), checksums)
-    layout = LayerLayout(grid, offset, written.header_bytes, full.element_size() if full is not None else 0)
+    itemsize = full.element_size() if full is not None else 0
+    layout = LayerLayout(grid, offset, written.header_bytes, itemsize, quantized.scales is not None)
     if layout.region_bytes != writer.position - offset:
         raise AssertionError(f"layer {layer} was not written as its layout says")
     return written
@@ -260,17 +272,22 @@ def _write_layer(
 
 def _header(quantized: QuantizedLayer, index: int) -> np.ndarray:
     """uint8: the header piece of slice `index` (see `layout`)."""
-    parts: list[np.ndarray] = []
+    if quantized.outliers is None:
+        return np.zeros(len(quantized.grid.rows), dtype="<u4").view(np.uint8)
+    outliers = quantized.outliers[index]
+    parts = (outliers.counts.numpy().astype("<u4"), outliers.positions.numpy().astype("<u4"), outliers.values.numpy())
+    return np.concatenate([part.view(np.uint8) for part in parts])
+
+
+def _plane_prefix(quantized: QuantizedLayer, plane: int, index: int) -> np.ndarray:
+    """uint8: what stands before the bits of a plane's piece: codebooks and row scales."""
+    if plane < 2:
+        return np.empty(0, np.uint8)
+    parts = [quantized.codebooks[plane][index].numpy().reshape(-1)]
     if quantized.scales is not None:
-        scales = quantized.scales[index].numpy()
+        scales = quantized.scales[plane][index].numpy()
         parts.append(np.pad(scales, (0, len(scales) % 2)))
-    if quantized.outliers is not None:
-        outliers = quantized.outliers[index]
-        parts += [outliers.counts.numpy().astype("<u4"), outliers.positions.numpy().astype("<u4")]
-        parts.append(outliers.values.numpy())
-    else:
-        parts.append(np.zeros(len(quantized.grid.rows), dtype="<u4"))
-    return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+    return np.concatenate([part.view(np.uint8) for part in parts])
 
 
 def _write_config(model: PreTrainedModel, folder: Path, quantizer_name: str) -> None:

@@ -168,7 +168,7 @@ class ShardStore:
         """Byte layout of every layer."""
         itemsize = ITEMSIZE[self.index.full_dtype] if self.index.full_dtype else 0
         return tuple(
-            LayerLayout(self.grid, offset, header_bytes, itemsize)
+            LayerLayout(self.grid, offset, header_bytes, itemsize, self.index.has_scales)
             for offset, header_bytes in zip(self.index.layer_offsets, self.index.header_bytes, strict=True)
         )
 
@@ -176,11 +176,6 @@ class ShardStore:
     def fidelities(self) -> tuple[int, ...]:
         """The fidelities this store holds."""
         return FIDELITIES if self.index.full_dtype else tuple(bits for bits in FIDELITIES if bits != FULL)
-
-    @property
-    def scales_bytes(self) -> int:
-        """Bytes of the row scales at the start of every header, padded to 4."""
-        return -(-2 * self.grid.slice_rows // 4) * 4 if self.index.has_scales else 0
 
     def layer_path(self, layer: int) -> Path:
         """The file that holds layer `layer`."""
@@ -251,5 +246,8 @@ def aligned(size: int) -> int:
 
 def store_defaults(path: str | Path) -> dict[str, Any]:
     """The `quantization_config` of the store's config.json."""
-    config = json.loads((Path(path) / "config.json").read_text())
+    try:
+        config = json.loads((Path(path) / "config.json").read_text())
+    except ValueError as error:
+        raise StoreError(f"config.json of the store {path} is damaged ({error}); shard the model again.") from error
     return config.get("quantization_config", {})

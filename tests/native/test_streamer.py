@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import crc32c
 import numpy as np
 import pytest
 
@@ -98,6 +99,28 @@ def test_piece_may_begin_in_an_earlier_request(path: Path, content: bytes, threa
     streamer.start(split, whole.arrays()[1])
     with pytest.raises(native.StreamError, match=f"{3 * CHUNK} bytes at offset {BLOCK} does not match"):
         streamer.wait(0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_layers_may_be_read_downwards(path: Path, content: bytes, threads: int) -> None:
+    # The upper request first; a piece that reaches across both is checked with the lower one.
+    size = 8 * BLOCK
+    buffer = aligned(size)
+    streamer = native.Streamer([str(path)], [buffer], threads=threads)
+    across = (BLOCK, size - 5)
+    checksum = crc32c.crc32c(content[across[0] : across[1]])
+    requests = [[0, 4 * BLOCK, 4 * BLOCK, 4 * BLOCK, 0, 0, 0], [0, 0, 4 * BLOCK, 0, 0, 0, 1]]
+    pieces = [[across[0], across[1] - across[0], checksum, across[0]]]
+    for expected in (checksum, checksum ^ 1):
+        pieces[0][2] = expected
+        streamer.start(np.array(requests, dtype=np.int64), np.array(pieces, dtype=np.int64))
+        if expected == checksum:
+            streamer.wait(0)
+            assert buffer.tobytes() == content[:size]
+        else:
+            with pytest.raises(native.StreamError, match="checksum"):
+                streamer.wait(0)
+    streamer.close()
 
 
 @pytest.mark.parametrize(("column", "value"), [(1, 6 * CHUNK), (3, 5 * CHUNK), (4, 1), (0, 1)])

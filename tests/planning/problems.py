@@ -94,12 +94,14 @@ def random_requests(count: int, shapes: Sequence[tuple[int, int]], seed: int) ->
 def naive_preload(layouts: Sequence[LayerLayout], bits: np.ndarray, budget: int) -> np.ndarray:
     """The preload set by its definition, bool `[n, KINDS, M]`: one piece after the other, until one does not fit."""
     held = np.zeros((len(layouts), KINDS, layouts[0].grid.slices), dtype=bool)
+    used = 0
     for layer, layout in enumerate(layouts):
         for kind, index in np.argwhere(layout.pieces_of(bits[layer])):
             held[layer, kind, index] = True
-            if sum(read_bytes(one, pieces) for one, pieces in zip(layouts, held)) > budget:
+            if used + read_bytes(layout, held[layer]) > budget:
                 held[layer, kind, index] = False
                 return held
+        used += read_bytes(layout, held[layer])
     return held
 
 
@@ -140,7 +142,7 @@ def blocks_simulation(
     downwards: Sequence[bool],
     first_io: float,
 ) -> tuple[list[float], list[float]]:
-    """Ends of reads and of compute where every block of the staging buffer is written one at a time, when it is free."""
+    """Ends of reads and of compute; every block of the staging buffer is written on its own, when it is free."""
     free_at = dict.fromkeys(range(10_000), 0.0)
     clock, computed = first_io, 0.0
     read, done = [], []

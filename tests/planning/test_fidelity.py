@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sti_hf.planning.fidelity import Fidelities
@@ -15,9 +15,8 @@ from sti_hf.shards.layout import FIDELITIES
 from tests.planning.problems import make_layouts, make_profile, make_request
 
 LAYERS, SLICES = 3, 4
-units = st.tuples(
-    st.integers(0, LAYERS - 1), st.sets(st.integers(0, SLICES - 1), min_size=1).map(lambda chosen: tuple(sorted(chosen)))
-)
+some_slices = st.sets(st.integers(0, SLICES - 1), min_size=1).map(lambda chosen: tuple(sorted(chosen)))
+units = st.tuples(st.integers(0, LAYERS - 1), some_slices)
 changes = st.lists(st.tuples(units, st.sampled_from(FIDELITIES), st.booleans()), max_size=12)
 
 
@@ -27,6 +26,7 @@ def cost(submodel: Submodel, bits: np.ndarray) -> float:
 
 
 @given(changes, st.floats(0, 1.5), st.floats(0.8, 1.2), st.sampled_from([1, 3]))
+@settings(deadline=None)
 def test_changes_cost_and_keep_what_a_fresh_start_says(
     steps: list[tuple[tuple[int, tuple[int, ...]], int, bool]], preload: float, hurry: float, seed: int
 ) -> None:

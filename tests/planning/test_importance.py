@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sti_hf.planning import AdditiveImportance, ImportanceProfile, LayerOrder, default_importance
@@ -16,6 +16,7 @@ LAYERS, SLICES = 3, 4
 
 @pytest.mark.parametrize("profile", [make_importance(LAYERS, SLICES), LayerOrder(LAYERS)], ids=["additive", "layers"])
 @given(steps=st.lists(st.tuples(st.integers(0, LAYERS * SLICES - 1), st.sampled_from(FIDELITIES)), max_size=10))
+@settings(deadline=None)
 def test_falls_are_differences_of_distortion(profile: ImportanceProfile, steps: list[tuple[int, int]]) -> None:
     bits = np.full((LAYERS, SLICES), 2)
     tracked = profile.track(bits)

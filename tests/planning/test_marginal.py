@@ -75,11 +75,7 @@ def test_close_to_the_optimum_on_small_grids(kind: str) -> None:
     gaps = []
     for request, seed in random_requests(36, [(2, 3), (3, 2)], seed=1):
         layers, slices = request.grid.layers, request.grid.slices
-        importance = {
-            "additive": lambda: make_importance(layers, slices, seed),
-            "interacting": lambda: Interacting(layers, slices, seed),
-            "layers": lambda: LayerOrder(layers),
-        }[kind]()
+        importance = make_profile_of(kind, layers, slices, seed)
         submodel = Submodel(request, layers, slices)
         bits = marginal(submodel, importance)
         assert naive_latency(request, bits, submodel.layers) <= request.target_latency
@@ -93,6 +89,12 @@ def test_close_to_the_optimum_on_small_grids(kind: str) -> None:
     assert len(gaps) > 20
     assert max(gaps) <= 0.1
     assert np.mean(gaps) <= 0.01
+
+
+def make_profile_of(kind: str, layers: int, slices: int, seed: int) -> ImportanceProfile:
+    if kind == "layers":
+        return LayerOrder(layers)
+    return Interacting(layers, slices, seed) if kind == "interacting" else make_importance(layers, slices, seed)
 
 
 def layers_optimum(submodel: Submodel, importance: ImportanceProfile) -> float:
@@ -134,6 +136,7 @@ def test_more_time_or_memory_wins_more() -> None:
             [replace(request, target_latency=target) for target in np.linspace(start * 1.001, end * 1.01, 6)],
             [replace(request, preload_budget=budget) for budget in (600_000, 1_000_000, 2_000_000)],
         ):
-            distortions = [importance.distortion(marginal(Submodel(one, layers, slices), importance)) for one in series]
+            plans = [marginal(Submodel(one, layers, slices), importance) for one in series]
+            distortions = [importance.distortion(bits) for bits in plans]
             assert all(after <= before + 0.02 * everything for before, after in itertools.pairwise(distortions))
             assert distortions[-1] <= distortions[0]

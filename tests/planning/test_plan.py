@@ -13,21 +13,24 @@ from sti_hf.shards.layout import kinds_of
 from tests.planning.problems import make_importance, make_layouts, make_profile
 
 LAYOUTS = make_layouts(4, 4)
+FEW = (2, 3, 4)
 
 
-def plan_for(target_latency: float = 0.05, preload_budget: int = 200_000, **changes: Any) -> ExecutionPlan:
-    values: dict[str, Any] = {"seq_len": 128, "row_bytes": 1536, "importance": make_importance(4, 4)}
+def plan_for(target_latency: float = 0.03, preload_budget: int = 200_000, **changes: Any) -> ExecutionPlan:
+    values: dict[str, Any] = {"importance": make_importance(4, 4), "fidelities": FEW}
     return make_plan(
         LAYOUTS,
         make_profile(),
         target_latency=target_latency,
         preload_budget=preload_budget,
+        seq_len=128,
+        row_bytes=1536,
         **(values | changes),
     )
 
 
 def test_json_round_trip_is_exact() -> None:
-    for plan in (plan_for(), plan_for(1e-4), plan_for(importance=None, strategy="load_exec", fidelity=32)):
+    for plan in (plan_for(), plan_for(1e-4), plan_for(strategy="load_exec", fidelity=32)):
         again = ExecutionPlan.from_json(plan.to_json())
         assert again.to_json() == plan.to_json()
         assert (again.bits == plan.bits).all() and again.bits.dtype == plan.bits.dtype
@@ -61,7 +64,7 @@ def test_not_json_of_a_plan(text: str) -> None:
 
 
 def test_preloaded_shards_are_those_with_nothing_left_to_read() -> None:
-    plan = plan_for(preload_budget=250_000)
+    plan = plan_for(preload_budget=450_000)
     expected = [
         [bits > 0 and plan.preloaded_pieces[layer, list(kinds_of(bits)), i].all() for i, bits in enumerate(row)]
         for layer, row in enumerate(plan.bits.tolist())
@@ -71,17 +74,19 @@ def test_preloaded_shards_are_those_with_nothing_left_to_read() -> None:
 
 
 def test_the_summary_shows_fidelities_preloaded_shards_and_times() -> None:
-    plan = plan_for(0.04, 250_000, fidelities=(2, 3, 32))
+    plan = plan_for(0.02, 200_000, fidelities=(2, 3, 32))
     lines = plan.summary().splitlines()
     n, m = plan.submodel
     assert f"{n} x {m} submodel of 4 x 4" in lines[0]
     assert f"predicted {plan.predicted_latency * 1e3:.1f} ms" in lines[1]
     grid = lines[4:8]
-    for line, bits, kept in zip(grid, plan.bits.tolist(), plan.preloaded.tolist()):
-        cells = line.removeprefix(line[: len("layer   0  ")])
-        assert [cells[3 * i : 3 * i + 2] for i in range(4)] == [
-            {0: ".", 32: "F"}.get(value, str(value)) + ("*" if star else " ") for value, star in zip(bits, kept)
-        ]
+    for layer, (line, row) in enumerate(zip(grid, plan.bits.tolist())):
+        cells = line.removeprefix(f"layer {layer:>3}  ")
+        for i, bits in enumerate(row):
+            partly = "+" if plan.preloaded_pieces[layer, :, i].any() else " "
+            mark = "*" if plan.preloaded[layer, i] else partly
+            assert cells[3 * i : 3 * i + 2] == {0: ".", 32: "F"}.get(bits, str(bits)) + mark
+    assert {"*", "+", "."} <= set("".join(grid))
     bars = [line for line in lines[8:] if line.startswith("layer")]
     assert len(bars) == n
     assert all(len(line) == len(bars[0]) for line in bars)
@@ -91,7 +96,7 @@ def test_the_summary_shows_fidelities_preloaded_shards_and_times() -> None:
 
 
 def test_replanning_keeps_reads_and_drops_pieces() -> None:
-    old, new = plan_for(0.04, 200_000), plan_for(0.08, 400_000)
+    old, new = plan_for(0.03, 200_000), plan_for(0.04, 400_000)
     keep, read, drop = preload_changes(old, new)
     assert ((keep | read) == new.preloaded_pieces).all() and ((keep | drop) == old.preloaded_pieces).all()
     assert not (keep & read).any() and not (keep & drop).any()

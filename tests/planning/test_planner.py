@@ -59,7 +59,7 @@ plans = {
 
 
 @given(**plans)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_plan_is_what_it_says(measured: bool, seed: int, **asked: Any) -> None:
     plan = plan_for(importance=make_importance(LAYERS, SLICES, seed) if measured else None, **asked)
     n, m = plan.submodel

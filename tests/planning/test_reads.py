@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sti_hf.planning.reads import PieceTable, ReadSet
@@ -16,6 +16,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @given(sizes, seeds, st.floats(0, 1))
+@settings(deadline=None)
 def test_reads_are_those_of_the_layout(size: str, seed: int, share: float) -> None:
     layouts = make_layouts(2, SLICES, size, seed=seed)
     pieces = np.random.default_rng(seed).random((2, KINDS, SLICES)) < share
@@ -26,6 +27,7 @@ def test_reads_are_those_of_the_layout(size: str, seed: int, share: float) -> No
 
 
 @given(seeds)
+@settings(deadline=None)
 def test_needed_pieces_are_those_of_the_layout(seed: int) -> None:
     layouts = make_layouts(3, SLICES)
     bits = np.random.default_rng(seed).choice((0, *FIDELITIES), size=(3, SLICES))
@@ -34,6 +36,7 @@ def test_needed_pieces_are_those_of_the_layout(seed: int) -> None:
 
 
 @given(sizes, seeds, st.floats(0, 1.2))
+@settings(deadline=None)
 def test_preloaded_pieces_are_a_prefix_that_fits(size: str, seed: int, share: float) -> None:
     layouts = make_layouts(4, SLICES, size, seed=seed)
     bits = np.random.default_rng(seed).choice((0, *FIDELITIES), size=(4, SLICES))
@@ -45,6 +48,7 @@ def test_preloaded_pieces_are_a_prefix_that_fits(size: str, seed: int, share: fl
 
 
 @given(sizes, seeds, st.lists(st.integers(0, KINDS * SLICES - 1), max_size=40))
+@settings(deadline=None)
 def test_a_read_set_stays_exact_as_pieces_come_and_go(size: str, seed: int, flips: list[int]) -> None:
     layout = make_layouts(1, SLICES, size, seed=seed)[0]
     table = PieceTable([layout])

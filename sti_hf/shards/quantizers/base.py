@@ -31,14 +31,14 @@ class QuantizedLayer:
 
     - `codes` uint8 `[M, slice_rows, row_length]`, 0 .. 63: the code at fidelity k is the top k of the 6 bits.
     - `codebooks[k]` float32 `[M, matrices, 2**k]`, k = 2 .. 6: the value of every code.
-    - `scales` float16 `[M, slice_rows]`, or None: a weight is its code's value times its row's scale.
+    - `scales[k]` float16 `[M, slice_rows]`, or None: a weight is its code's value times its row's scale.
     - `outliers`: one for every slice, or None.
     """
 
     grid: Grid
     codes: Tensor
     codebooks: dict[int, Tensor]
-    scales: Tensor | None = None
+    scales: dict[int, Tensor] | None = None
     outliers: tuple[Outliers, ...] | None = None
 
     def dequantize(self, bits: int) -> Tensor:
@@ -51,7 +51,7 @@ class QuantizedLayer:
             values = self.codebooks[bits][:, index].gather(1, rows.flatten(1))
             weights[:, first : first + count] = values.view(rows.shape)
         if self.scales is not None:
-            weights *= self.scales.float()[..., None]
+            weights *= self.scales[bits].float()[..., None]
         if self.outliers is not None:
             for shard, outliers in zip(weights, self.outliers, strict=True):
                 flat = shard.view(-1)

@@ -30,16 +30,18 @@ class LloydQuantizer:
     def quantize_layer(self, layer: int, shards: Tensor, grid: Grid) -> QuantizedLayer:
         """See `Quantizer`."""
         codes = torch.empty(shards.shape, dtype=torch.uint8)
-        scales, is_outlier = row_scales(shards)
+        start, is_outlier = row_scales(shards)
+        scales = {bits: torch.empty(shards.shape[:2], dtype=torch.float16) for bits in range(2, PLANES + 1)}
         codebooks = {bits: torch.empty(len(shards), len(grid.rows), 2**bits) for bits in range(2, PLANES + 1)}
         for index, (name, rows) in enumerate(grid.rows):
             block = slice(grid.first_row[name], grid.first_row[name] + rows)
-            matrix = quantize_matrix(shards[:, block], scales[:, block], is_outlier[:, block])
-            codes[:, block], scales[:, block], books = matrix
+            codes[:, block], scale, books = quantize_matrix(shards[:, block], start[:, block], is_outlier[:, block])
             for bits, values in books.items():
                 codebooks[bits][:, index] = values
+                coded = _look_up(values, codes[:, block] >> (PLANES - bits))
+                scales[bits][:, block] = fit_scales(shards[:, block], coded * ~is_outlier[:, block], scale).half()
         outliers = tuple(collect_outliers(shard, mask, grid) for shard, mask in zip(shards, is_outlier))
-        return QuantizedLayer(grid, codes, codebooks, scales.half(), outliers)
+        return QuantizedLayer(grid, codes, codebooks, scales, outliers)
 
 
 def row_scales(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,10 +63,16 @@ def quantize_matrix(weights: Tensor, scales: Tensor, is_outlier: Tensor) -> tupl
     for step in range(SCALE_STEPS + 1):
         codes, codebooks = _codes(weights, scales, counted)
         if step < SCALE_STEPS:
-            values = _look_up(codebooks[SCALE_BITS], codes >> (PLANES - SCALE_BITS)) * counted
-            fitted = (weights * values).sum(-1) / values.square().sum(-1).clamp_min(1e-12)
-            scales = _as_stored(torch.where(fitted > 0, fitted, scales))
+            scales = fit_scales(
+                weights, _look_up(codebooks[SCALE_BITS], codes >> (PLANES - SCALE_BITS)) * counted, scales
+            )
     return codes, scales, codebooks
+
+
+def fit_scales(weights: Tensor, values: Tensor, scales: Tensor) -> Tensor:
+    """The scale of every row with which `values` come nearest to its weights; `scales` where none is positive."""
+    fitted = (weights * values).sum(-1) / values.square().sum(-1).clamp_min(1e-12)
+    return _as_stored(torch.where(fitted > 0, fitted, scales))
 
 
 def _as_stored(scales: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""Checkpoints of tiny models as a user has them: folders that `save_pretrained` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertTokenizer, PreTrainedModel
+
+from sti_hf.integrations import session
+from sti_hf.planning import DeviceProfile
+from tests.models import VOCABULARY, tiny_model
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cold", "model", "answers", ".", "{", "}")
+
+STOCK = {
+    "strategy": "preload",
+    "fidelity": 32,
+    "compute_dtype": "float32",
+    "target_latency": 1.0,
+    "quantizer": "gobo",  # the quickest
+}
+"""`sti_config` of the full grid at full fidelity: a model that computes what the stock model does."""
+
+DEVICE = DeviceProfile(
+    request_seconds=1e-5,
+    bytes_per_second=1e8,
+    row_seconds=1e-6,
+    tokens=(16, 128),
+    widths=(1, 4),
+    layer_seconds=((1e-4, 2e-4), (2e-4, 4e-4)),
+    decompress_seconds={bits: 1e-10 for bits in (2, 3, 4, 5, 6, 32)},
+    fixed_seconds=(1e-4, 1e-4),
+    compute_dtype="float32",
+    gemm="default",
+)
+
+
+def use_known_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes `DEVICE` for what measuring this device would find, which takes a while."""
+    monkeypatch.setattr(session, "measure_device", lambda *arguments, **options: DEVICE)
+
+
+def save_checkpoint(model: PreTrainedModel, folder: Path) -> Path:
+    """Saves a model, with a tokenizer that knows `WORDS`."""
+    model.save_pretrained(folder)
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    vocabulary |= {f"word{index}": index for index in range(len(WORDS), VOCABULARY)}
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def checkpoint(model_class: type[PreTrainedModel], folder: Path, **overrides: Any) -> Path:
+    """The checkpoint of a tiny model."""
+    return save_checkpoint(tiny_model(model_class, **overrides), folder)
+
+
+def difference(one: Any, other: Any) -> float:
+    """The largest difference between two outputs of a model, which must have the same entries."""
+    assert type(one) is type(other)
+    assert one.keys() == other.keys()
+    pairs = [(one[key], other[key]) for key in one if isinstance(one[key], torch.Tensor)]
+    assert pairs
+    assert all(a.shape == b.shape for a, b in pairs)
+    return max(float((a.float() - b.float()).abs().max()) for a, b in pairs)

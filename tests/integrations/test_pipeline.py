@@ -1,0 +1,120 @@
+"""`pipeline(..., model_kwargs={"sti_config": {...}})`, held against the stock pipeline of the same checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+    pipeline,
+)
+
+from sti_hf import shard_checkpoint
+from tests.integrations.checkpoints import STOCK, checkpoint, use_known_device
+
+TEXTS = ["a cold model answers .", "word20 word30 a cold [MASK]", "."]
+MASKED = ["a cold [MASK] .", "[MASK] [MASK] answers"]
+
+
+@pytest.fixture(autouse=True)
+def _known_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_known_device(monkeypatch)
+
+
+def both(task: str, model_class: type[PreTrainedModel], folder: Path) -> tuple[Any, Any]:
+    """An elastic and a stock pipeline of one checkpoint."""
+    build: Any = pipeline
+    source = str(checkpoint(model_class, folder))
+    return build(task, model=source, model_kwargs={"sti_config": STOCK}), build(task, model=source)
+
+
+def check_alike(got: Any, expected: Any) -> None:
+    """The same nested lists and dictionaries, numbers to 1e-5."""
+    assert type(got) is type(expected)
+    if isinstance(got, dict):
+        assert got.keys() == expected.keys()
+        for name in got:
+            check_alike(got[name], expected[name])
+    elif isinstance(got, list):
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected):
+            check_alike(one, other)
+    elif isinstance(got, float | np.floating):
+        assert got == pytest.approx(expected, abs=1e-5)
+    else:
+        assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "model_class", "texts"),
+    [
+        ("text-classification", BertForSequenceClassification, TEXTS),
+        ("token-classification", BertForTokenClassification, TEXTS),
+        ("fill-mask", BertForMaskedLM, MASKED),
+        ("feature-extraction", BertModel, TEXTS),
+        ("feature-extraction", BertForSequenceClassification, TEXTS),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or (value if isinstance(value, str) else ""),
+)
+def test_answers_are_those_of_the_stock_pipeline(
+    task: str, model_class: type[PreTrainedModel], texts: list[str], tmp_path: Path
+) -> None:
+    elastic, stock = both(task, model_class, tmp_path)
+    assert type(elastic) is type(stock)
+    assert type(elastic.model) is type(stock.model)
+    assert elastic.model.sti.plan.strategy == "preload"
+    for text in texts:
+        check_alike(elastic(text), stock(text))
+    check_alike(elastic(texts), stock(texts))
+    elastic.model.sti.close()
+
+
+def test_question_answering_model_by_its_inputs(tmp_path: Path) -> None:
+    elastic, stock = both("feature-extraction", BertForQuestionAnswering, tmp_path)
+    check_alike(elastic(TEXTS[0]), stock(TEXTS[0]))
+    elastic.model.sti.close()
+
+
+def test_batches(tmp_path: Path) -> None:
+    elastic, stock = both("text-classification", BertForSequenceClassification, tmp_path)
+    for size in (1, 2, 3):
+        check_alike(elastic(TEXTS, batch_size=size, top_k=None), stock(TEXTS, batch_size=size, top_k=None))
+    elastic.model.sti.close()
+
+
+def test_a_latency_given_as_text(tmp_path: Path) -> None:
+    build: Any = pipeline
+    source = str(checkpoint(BertForSequenceClassification, tmp_path))
+    config = {"target_latency": "200ms", "preload_budget": "10KB"}
+    elastic = build("text-classification", model=source, model_kwargs={"sti_config": config})
+    (answer,) = elastic("a cold model answers .")
+    assert answer["label"] in ("LABEL_0", "LABEL_1")
+    plan = elastic.model.sti.plan
+    assert (plan.target_latency, plan.preload_budget) == (0.2, 10_000)
+    assert elastic.model.sti.last_run.tokens == 7
+    elastic.model.sti.close()
+
+
+def test_a_wrong_latency(tmp_path: Path) -> None:
+    build: Any = pipeline
+    source = str(checkpoint(BertForSequenceClassification, tmp_path))
+    with pytest.raises(ValueError, match="target_latency must be a positive number"):
+        build("text-classification", model=source, model_kwargs={"sti_config": {"target_latency": "soon"}})
+
+
+def test_a_store_without_more_words(tmp_path: Path) -> None:
+    build: Any = pipeline
+    source = checkpoint(BertForSequenceClassification, tmp_path / "model")
+    store = shard_checkpoint(source, tmp_path / "store", quantizer="gobo")
+    elastic = build("text-classification", model=str(store.path))
+    assert elastic.model.sti.plan.strategy == "sti"
+    assert elastic("a cold model")[0]["label"].startswith("LABEL")
+    elastic.model.sti.close()

@@ -1,0 +1,438 @@
+"""The `sti` command, as a person and as a script use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    RobertaModel,
+    pipeline,
+)
+from transformers.utils import logging
+
+from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoint
+from sti_hf.integrations.checkpoint import TOKENIZER_FILES
+from sti_hf.integrations.session import profile_path
+from sti_hf.shards.store import RESIDENT_FILE
+from tests.integrations.checkpoints import DEVICE, checkpoint, use_known_device
+
+
+class Result(NamedTuple):
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its output, which must be JSON and nothing else."""
+        return json.loads(self.out)
+
+
+Sti = Callable[..., Result]
+
+
+@pytest.fixture
+def sti(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sti]:
+    """Runs `sti` with arguments."""
+    use_known_device(monkeypatch)
+    verbosity = logging.get_verbosity()
+
+    def command(*arguments: Any) -> Result:
+        capsys.readouterr()
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            assert isinstance(exit.code, int)
+            status = exit.code
+        return Result(status, *capsys.readouterr())
+
+    yield command
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+def done(result: Result) -> Result:
+    """A result that must be a success."""
+    assert result.status == 0, result.err
+    assert result.err == ""
+    return result
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(BertForSequenceClassification, tmp_path_factory.mktemp("cli") / "model")
+
+
+@pytest.fixture(scope="module")
+def store(model: Path) -> Path:
+    return shard_checkpoint(model, model.parent / "store", quantizer="gobo").path
+
+
+def store_of(model_class: Any, folder: Path, **overrides: Any) -> Path:
+    source = checkpoint(model_class, folder / "model", **overrides)
+    return shard_checkpoint(source, folder / "store", quantizer="gobo").path
+
+
+# sti shard
+
+
+def test_shard(sti: Sti, model: Path, tmp_path: Path) -> None:
+    result = done(sti("shard", model, tmp_path / "store"))
+    opened = ShardStore.open(tmp_path / "store")
+    assert opened.verify() == []
+    assert f"{tmp_path / 'store'}: 3 x 4 shards" in result.out
+    assert [line.split()[3] for line in result.out.splitlines()[1:]] == ["2", "3", "4", "5", "6", "32"]
+
+
+def test_shard_for_a_script(sti: Sti, model: Path, tmp_path: Path) -> None:
+    printed = done(sti("shard", model, tmp_path / "store", "--quantizer", "gobo", "--no-full", "--json")).json
+    opened = ShardStore.open(tmp_path / "store")
+    assert printed["store"] == str(tmp_path / "store")
+    assert (printed["model_type"], printed["quantizer"]) == ("bert", "gobo")
+    assert (printed["layers"], printed["slices"]) == (3, 4)
+    assert printed["fidelities"] == [2, 3, 4, 5, 6] == list(opened.fidelities)
+    assert printed["bytes"] == sum(opened.index.files.values())
+    assert printed["bytes_by_fidelity"] == {str(bits): opened.shard_bytes(bits) for bits in opened.fidelities}
+
+
+def test_an_interruption(sti: Sti, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sti_hf.shards.sharding._write_layer", interrupted)
+    assert sti("shard", model, tmp_path / "store") == Result(130, "", "sti: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+# sti profile-device
+
+
+def test_profile_device(sti: Sti, store: Path) -> None:
+    printed = done(sti("profile-device", store, "--json"))
+    assert DeviceProfile.from_json(printed.out) == DEVICE
+    shown = done(sti("profile-device", store, "--compute-dtype", "float32")).out
+    path = profile_path(ShardStore.open(store), "float32")
+    assert shown.splitlines()[-1] == f"kept in {path}"
+    assert DeviceProfile.from_json(path.read_text()) == DEVICE
+    assert "100 MB/s" in shown
+
+
+def test_profile_device_measures_every_time(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("sti_hf.integrations.session.measure_device", lambda *_, **__: calls.append(1) or DEVICE)
+    for _ in range(2):
+        done(sti("profile-device", store))
+    assert len(calls) == 2
+
+
+# sti plan
+
+
+def test_plan(sti: Sti, store: Path) -> None:
+    shown = done(sti("plan", store, "--target-latency", "5ms", "--preload-budget", "4KB")).out
+    assert "T = 5 ms" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "\x1b" not in shown, "no colours where there is no terminal"
+    for layer in range(3):
+        assert f"layer {layer}" in shown
+
+
+def test_plan_is_what_runs(sti: Sti, store: Path) -> None:
+    options = {"target_latency": "8ms", "preload_budget": "9kB"}
+    printed = done(sti("plan", store, "--target-latency", "8ms", "--preload-budget", "9kB", "--json")).out
+    plan = ExecutionPlan.from_json(printed)
+    assert (plan.target_latency, plan.preload_budget) == (0.008, 9000)
+    model = AutoModelForSequenceClassification.from_pretrained(store, sti_config=options)
+    assert json.loads(printed) == json.loads(model.sti.plan.to_json())
+    model.sti.close()
+
+
+def test_options_of_plan(sti: Sti, store: Path) -> None:
+    def planned(*options: Any) -> ExecutionPlan:
+        return ExecutionPlan.from_json(done(sti("plan", store, "--json", *options)).out)
+
+    assert planned().target_latency == 0.2
+    assert planned("--seq-len", 33).seq_len == 64
+    assert planned("--allocator", "two_pass").allocator == "two_pass"
+    baseline = planned("--strategy", "std_pipeline", "--fidelity", 4)
+    assert (baseline.strategy, set(baseline.bits.ravel())) == ("std_pipeline", {4})
+
+
+def test_a_stores_own_defaults(sti: Sti, store: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(store, tmp_path / "mine")
+    config = json.loads((mine / "config.json").read_text())
+    config["quantization_config"]["target_latency"] = "77ms"
+    (mine / "config.json").write_text(json.dumps(config))
+    assert done(sti("plan", mine, "--json")).json["target_latency"] == 0.077
+    assert done(sti("plan", mine, "--json", "--target-latency", "5ms")).json["target_latency"] == 0.005
+
+
+def test_a_latency_that_cannot_be_met(sti: Sti, store: Path) -> None:
+    shown = done(sti("plan", store, "--target-latency", "1us"))
+    assert "No plan keeps T: this is the fastest." in shown.out
+    assert done(sti("plan", store, "--target-latency", "1us", "--json")).json["feasible"] is False
+    strict = sti("plan", store, "--target-latency", "10us", "--strict")
+    assert strict.status == 2
+    assert strict.out == ""
+    assert "No plan meets" in strict.err
+
+
+# sti run
+
+
+def stock_answers(task: str, folder: Path, texts: tuple[str, ...]) -> Any:
+    """Stock pipeline answers, each text for itself."""
+    build: Any = pipeline
+    pipe = build(task, model=str(folder / "model"))
+    return [pipe(text) for text in texts]
+
+
+FULL = ("--strategy", "preload", "--fidelity", "32", "--compute-dtype", "float32", "--json")
+
+
+def test_run_a_classifier(sti: Sti, tmp_path: Path) -> None:
+    store = store_of(BertForSequenceClassification, tmp_path, id2label={0: "bad", 1: "good"})
+    texts = ("a cold model answers .", "word20 word30")
+    printed = done(sti("run", store, *texts, *FULL)).json
+    assert printed["task"] == "text-classification"
+    for answer, text, (expected,) in zip(
+        printed["answers"], texts, stock_answers("text-classification", tmp_path, texts), strict=True
+    ):
+        assert answer["text"] == text
+        assert answer["output"][0]["label"] == expected["label"]
+        assert answer["output"][0]["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert answer["seconds"] > 0
+    assert printed["answers"][1]["bytes_read"] == 0, "all of it is preloaded by then"
+    assert set(printed["memory"]) == {"resident", "preload", "staging", "working", "peak"}
+    shown = done(sti("run", store, *texts)).out
+    lines = shown.splitlines()
+    assert lines[0] == texts[0]
+    assert lines[3] == texts[1]
+    assert lines[1].split()[0] in ("bad", "good")
+    assert lines[-1].startswith("memory: resident")
+
+
+def test_run_an_encoder(sti: Sti, tmp_path: Path) -> None:
+    store = store_of(BertModel, tmp_path)
+    (answer,) = done(sti("run", store, "a cold model", *FULL)).json["answers"]
+    ((vectors,),) = stock_answers("feature-extraction", tmp_path, ("a cold model",))
+    assert np.allclose(answer["output"], np.mean(vectors, axis=0), atol=1e-5)
+    assert "embedding of 32 values" in done(sti("run", store, "a cold model")).out
+
+
+def test_run_a_masked_language_model(sti: Sti, tmp_path: Path) -> None:
+    store = store_of(BertForMaskedLM, tmp_path)
+    texts = ("a [MASK] model", "[MASK] [MASK] answers")
+    printed = done(sti("run", store, *texts, *FULL)).json
+    expected = stock_answers("fill-mask", tmp_path, texts)
+    assert [one["token"] for one in printed["answers"][0]["output"]] == [one["token"] for one in expected[0]]
+    assert len(printed["answers"][1]["output"]) == 2
+    shown = done(sti("run", store, *texts)).out.splitlines()
+    assert shown[0] == texts[0], "brackets are text, not markup"
+    assert len(shown) == 1 + 2 + 1 + 3 + 1
+    unmasked = sti("run", store, "a cold model")
+    assert unmasked.status == 2
+    assert "write [MASK] where one is missing" in unmasked.err
+
+
+def test_run_a_tagger(sti: Sti, tmp_path: Path) -> None:
+    store = store_of(BertForTokenClassification, tmp_path, id2label={0: "NAME", 1: "PLACE"})
+    (answer,) = done(sti("run", store, "a cold model", *FULL)).json["answers"]
+    ((first, *_),) = stock_answers("token-classification", tmp_path, ("a cold model",))
+    assert answer["output"][0]["entity"] == first["entity"]
+    assert answer["output"][0]["score"] == pytest.approx(float(first["score"]), abs=1e-5)
+    assert "cold: " in done(sti("run", store, "a cold model")).out
+
+
+@pytest.mark.parametrize(("model_class", "longest"), [(BertModel, 70), (RobertaModel, 68)])
+def test_run_texts_up_to_the_longest(sti: Sti, tmp_path: Path, model_class: Any, longest: int) -> None:
+    store = store_of(model_class, tmp_path)
+    done(sti("run", store, " ".join(["cold"] * (longest - 2))))
+    refused = sti("run", store, "a", " ".join(["cold"] * (longest - 1)))
+    assert refused.status == 2
+    assert f"A text has {longest + 1} tokens, and this model takes {longest}; shorten it." in refused.err
+
+
+def test_run_a_store_without_tokenizer(sti: Sti, store: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(store, tmp_path / "bare", ignore=shutil.ignore_patterns(*TOKENIZER_FILES))
+    refused = sti("run", bare, "a")
+    assert refused.status == 2
+    assert "has no tokenizer" in refused.err
+
+
+def test_run_warns_on_stderr(sti: Sti, store: Path) -> None:
+    result = sti("run", store, "a", "--json", "--target-latency", "1us")
+    assert result.status == 0
+    assert result.json["answers"]
+    (line,) = result.err.splitlines()
+    assert line.startswith("sti: warning: No plan of 16 tokens meets the target latency")
+
+
+# sti verify
+
+
+def test_verify(sti: Sti, store: Path, tmp_path: Path) -> None:
+    size = sum(ShardStore.open(store).index.files.values())
+    assert done(sti("verify", store)).out == f"{store} is intact: {size / 1e6:.1f} MB checked.\n"
+    assert done(sti("verify", store, "--json")).json == {"intact": True, "bytes": size, "damage": []}
+    broken = shutil.copytree(store, tmp_path / "broken")
+    layout = ShardStore.open(store).layouts[1]
+    for name, offset in ((RESIDENT_FILE, 700), ("shards-00001-of-00001.safetensors", layout.piece_offset[2, 3] + 1)):
+        content = bytearray((broken / name).read_bytes())
+        content[offset] ^= 1
+        (broken / name).write_bytes(content)
+    result = sti("verify", broken)
+    assert (result.status, result.err) == (2, "")
+    assert [line.split()[1] for line in result.out.splitlines()] == [
+        RESIDENT_FILE,
+        "shards-00001-of-00001.safetensors",
+    ]
+    assert "plane 2 of shard (1, 3)" in result.out
+    result = sti("verify", broken, "--json")
+    assert result.status == 2
+    assert result.json["intact"] is False
+    assert result.json["damage"][1]["offset"] == layout.piece_offset[2, 3]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "VERB"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["plan"], "STORE"),
+        (["plan", "{store}", "--target-latency"], "expected one argument"),
+        (["plan", "{store}", "--target-latency", "0"], "target_latency must be a positive number"),
+        (["plan", "{store}", "--target-latency", "soon"], "target_latency must be a positive number"),
+        (["plan", "{store}", "--preload-budget", "much"], "preload_budget must be a number of bytes"),
+        (["plan", "{store}", "--seq-len", "0"], "seq_len must be a number of tokens"),
+        (["plan", "{store}", "--seq-len", "long"], "invalid int value: 'long'"),
+        (["plan", "{store}", "--fidelity", "7"], "invalid choice: 7"),
+        (["plan", "{store}", "--fidelity", "4"], "fidelity is for the baseline strategies"),
+        (["plan", "{store}", "--strategy", "preload"], "needs fidelity="),
+        (["plan", "{store}", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["plan", "{model}"], "is not a store"),
+        (["plan", "{tmp}/nowhere"], "is not a store"),
+        (["plan", "{other}"], "STIConfig has no field 'colour'"),
+        (["plan", "{garbled}"], "config.json of the store"),
+        (["run", "{store}"], "TEXT"),
+        (["run", "{tmp}/nowhere", "a"], "is not a store"),
+        (["verify", "{tmp}/nowhere"], "is not a store"),
+        (["verify", "{cut}"], "is cut short or changed"),
+        (["profile-device", "{model}"], "is not a store"),
+        (["profile-device", "{store}", "--compute-dtype", "int8"], "invalid choice: 'int8'"),
+        (["shard", "{model}"], "STORE"),
+        (["shard", "{tmp}/nowhere", "{tmp}/new"], "There is no folder"),
+        (["shard", "nobody/nothing", "{tmp}/new"], "huggingface.co"),
+        (["shard", "{gpt2}", "{tmp}/new"], "'gpt2' are not supported; supported are bert"),
+        (["shard", "{model}", "{store}"], "exists and is not empty"),
+        (["shard", "{store}", "{tmp}/new"], "is a store already"),
+        (["shard", "{model}", "{tmp}/new", "--quantizer", "best"], "invalid choice: 'best'"),
+        (["shard", "{mistyped}", "{tmp}/new"], "hidden_size"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(
+    sti: Sti, model: Path, store: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    names = {"model": model, "store": store, "tmp": tmp_path}
+    for name, make in BROKEN.items():
+        if any(f"{{{name}}}" in argument for argument in arguments):
+            names[name] = make(model, store, tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    result = sti(*(argument.format(**names) for argument in arguments))
+    assert result.status == 2
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert line.startswith("sti")
+    assert " error: " in line
+    assert sentence in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def other_defaults(model: Path, store: Path, folder: Path) -> Path:
+    shutil.copytree(store, folder)
+    config = json.loads((store / "config.json").read_text())
+    config["quantization_config"]["colour"] = "blue"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def garbled_config(model: Path, store: Path, folder: Path) -> Path:
+    shutil.copytree(store, folder)
+    (folder / "config.json").write_text("{")
+    return folder
+
+
+def cut_store(model: Path, store: Path, folder: Path) -> Path:
+    shutil.copytree(store, folder)
+    (folder / RESIDENT_FILE).write_bytes((store / RESIDENT_FILE).read_bytes()[:-1])
+    return folder
+
+
+def gpt2(model: Path, store: Path, folder: Path) -> Path:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=1, eos_token_id=1)
+    GPT2Model(config).save_pretrained(folder)
+    return folder
+
+
+def mistyped_config(model: Path, store: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    return folder
+
+
+BROKEN = {
+    "other": other_defaults,
+    "garbled": garbled_config,
+    "cut": cut_store,
+    "gpt2": gpt2,
+    "mistyped": mistyped_config,
+}
+
+
+# The command itself
+
+
+@pytest.mark.parametrize("verb", ["shard", "profile-device", "plan", "run", "verify"])
+def test_help(sti: Sti, verb: str) -> None:
+    result = done(sti(verb, "--help"))
+    assert result.out.startswith(f"usage: sti {verb}")
+    assert "--json" in result.out
+    assert verb in done(sti("--help")).out
+
+
+def test_a_reader_that_has_seen_enough(sti: Sti, store: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    child = os.fork()
+    if child == 0:
+        with (tmp_path / "errors").open("w") as errors:
+            os.dup2(writing, 1)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), errors
+            status = cli.main(["plan", str(store), "--json"])
+            sys.stdout.flush()  # as leaving Python does
+        os._exit(status)
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert (tmp_path / "errors").read_text() == ""
