@@ -29,13 +29,12 @@ def main() -> None:
         store = shard_checkpoint(arguments.model, Path(folder, "store"), quantizer=arguments.quantizer)
         seconds = time.perf_counter() - begun
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-        encoder = store.grid.weights * 4
-        shards = store.layer_path(0).stat().st_size
+        encoder, shards = store.grid.weights * 4, store.layer_path(0).stat().st_size
         print(f"{arguments.quantizer}, {torch.get_num_threads()} threads: {seconds:.1f} s")
+        print(f"memory grew by {grown / 1e6:.0f} MB: {grown / checkpoint:.2f} x the checkpoint")
         print(
-            f"memory grew by {grown / 1e6:.0f} MB, {grown / checkpoint:.2f} of the checkpoint's {checkpoint / 1e6:.0f} MB"
+            f"shards file {shards / 1e6:.1f} MB: {shards / encoder:.4f} x the fp32 encoder (to be at most {40 / 32})"
         )
-        print(f"shards file {shards / 1e6:.1f} MB, {shards / encoder:.4f} x the fp32 encoder; at most {40 / 32} is wanted")
 
 
 if __name__ == "__main__":

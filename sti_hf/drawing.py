@@ -31,7 +31,7 @@ STYLES = {
 }
 NOT_RUN = "·"
 READING, DECOMPRESSING, COMPUTING, TARGET = "░▒█┊"
-SIGNS = {READING: "cyan", DECOMPRESSING: "yellow", COMPUTING: "green", TARGET: "bold red"}
+SIGNS = {READING: "bright_cyan", DECOMPRESSING: "bright_yellow", COMPUTING: "green", TARGET: "bright_red"}
 ASCII = str.maketrans("·░▒█┊─┴×", ".-d#|-+x")
 """For terminals and files that cannot show the others."""
 
@@ -58,13 +58,13 @@ def draw_plan(console: Console, plan: ExecutionPlan) -> None:
     _print(console, Text(f"{n} × {m} of {layers} × {slices} shards, {plan.seq_len} tokens ({how})", style="bold"))
     if not plan.feasible:
         missed = "No plan keeps T: this is the fastest." if plan.strategy == "sti" else "This plan does not keep T."
-        _print(console, Text(missed, style="bold red"))
+        _print(console, Text(missed, style="bright_red"))
     _print(
         console,
-        f"latency  {_ms(plan.predicted_latency)} predicted for T = {_ms(plan.target_latency)}; "
-        f"{_ms(plan.first_latency)} with an empty preload buffer",
-        f"reading  {_mb(plan.streamed_bytes)} an inference; {_mb(plan.preload_bytes)} preloaded of "
-        f"S = {_mb(plan.preload_budget)}; staging buffer {_mb(plan.staging_bytes)}",
+        f"latency  {_ms(plan.predicted_latency)} predicted, T = {_ms(plan.target_latency)}; "
+        f"the first time {_ms(plan.first_latency)}",
+        f"reading  {_mb(plan.streamed_bytes)} an inference, through a staging buffer of {_mb(plan.staging_bytes)}",
+        f"preload  {_mb(plan.preload_bytes)} of S = {_mb(plan.preload_budget)}",
         "",
     )
     _draw_layers(console, plan)
@@ -88,7 +88,7 @@ def _draw_layers(console: Console, plan: ExecutionPlan) -> None:
         _print(console, Text(label.ljust(indent)) + grid.get(label, empty) + bar)
     if beside:
         _print(console, _bits_legend(plan, size))
-    _print(console, _times_legend())
+    _print(console, _signs_legend(plan, size), f"{FIRST}: their embeddings; {LAST}: all else outside the layers")
 
 
 def _labels(plan: ExecutionPlan) -> list[str]:
@@ -113,21 +113,22 @@ def _sign(bits: int, size: int) -> str:
 
 
 def _bits_legend(plan: ExecutionPlan, size: int) -> Text:
+    """How many shards there are at each fidelity."""
     legend = Text("bits")
     for bits, count in plan.fidelity_counts().items():
-        legend.append(" ").append(f" {_sign(bits, size)} ", STYLES[bits]).append(f" {count} shard{'s' * (count > 1)} ")
+        legend.append(" ").append(f" {_sign(bits, size)} ", STYLES[bits]).append(f" ×{count}")
     if not plan.bits.all():
-        legend.append(f"  {NOT_RUN}  {(plan.bits == 0).sum()} not run ")
-    if plan.preloaded_pieces.any():
-        legend.append("  * preloaded  + partly" if size > 1 else "  underlined: preloaded")
+        legend.append(f"  {NOT_RUN}  ×{(plan.bits == 0).sum()} not run")
     return legend
 
 
-def _times_legend() -> Text:
+def _signs_legend(plan: ExecutionPlan, size: int) -> Text:
     legend = Text()
+    if plan.preloaded_pieces.any():
+        legend.append("* preloaded  + partly   " if size > 1 else "underlined: preloaded   ")
     for sign, what in ((READING, "reading"), (DECOMPRESSING, "decompressing"), (COMPUTING, "computing")):
         legend.append(sign, SIGNS[sign]).append(f" {what}  ")
-    return legend.append(f"{FIRST}: their embeddings, {LAST}: outside the layers")
+    return legend
 
 
 def _timeline(plan: ExecutionPlan, width: int) -> Iterator[tuple[str, Text]]:

@@ -427,12 +427,14 @@ def test_a_reader_that_has_seen_enough(sti: Sti, store: Path, tmp_path: Path) ->
     os.close(reading)
     child = os.fork()
     if child == 0:
-        with (tmp_path / "errors").open("w") as errors:
+        status = -1
+        try:
             os.dup2(writing, 1)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), errors
-            status = cli.main(["plan", str(store), "--json"])
-            sys.stdout.flush()  # as leaving Python does
-        os._exit(status)
+            with (tmp_path / "errors").open("w") as errors, open(1, "w", closefd=False) as output:
+                sys.stdout, sys.stderr = output, errors
+                status = cli.main(["plan", str(store), "--json"])
+        finally:
+            os._exit(status)
     os.close(writing)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     assert (tmp_path / "errors").read_text() == ""

@@ -144,7 +144,7 @@ class Placement:
         """How many groups must have been released before bytes `start` to `end` of the staging buffer are free."""
         for earlier in range(group - 1, -1, -1):
             image = self.layers[earlier].staging_image
-            if image.start < end and start < image.start + image.bytes:
+            if image.bytes and image.start < end and start < image.start + image.bytes:
                 return earlier + 1
         return 0
 
