@@ -69,7 +69,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--json", type=Path, help="write the rows here too")
-    parser.add_argument("--no-pacing", action="store_true", help="meet the kernel's limit as it is: 100 ms slices")
     add_rate_option(parser)
     arguments = parser.parse_args()
     transformers_logging.disable_progress_bar()
@@ -77,7 +76,7 @@ def main() -> None:
     # Device profiles are of a disk rate: a cache of its own keeps this one's apart.
     with (
         tempfile.TemporaryDirectory() as home,
-        disk_rate(store.path, arguments.disk_rate, not arguments.no_pacing) as how,
+        disk_rate(store.path, arguments.disk_rate) as how,
     ):
         os.environ["STI_HOME"] = home
         warm_up(store.index.model_type, elastic=True)

@@ -22,29 +22,25 @@ def add_rate_option(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def disk_rate(folder: Path, megabytes_per_second: float | None, pace: bool = True) -> Iterator[str]:
+def disk_rate(folder: Path, megabytes_per_second: float | None) -> Iterator[str]:
     """Holds this process's reads from the disk of `folder` to a rate; yields how it is held.
 
-    As root the kernel's blkio controller does it (cgroup v1 or v2), for any program alike. It works in slices of
-    100 ms, as long as an inference: it lets 100 ms of reading through at once and then nothing. With `pace` sti_hf
-    reads evenly, a hundredth under the rate, and so never meets the limit. Where the kernel cannot limit, that pacing
-    alone emulates the rate, and the text yielded says so.
+    As root the kernel's blkio controller does it (cgroup v1 or v2), for any program alike; it works in slices of
+    100 ms. Where the kernel cannot, the streamer emulates the rate, and the text yielded says so.
     """
     if megabytes_per_second is None:
         yield "unlimited"
         return
-    rate = megabytes_per_second * 1e6
+    rate = int(megabytes_per_second * 1e6)
     with ExitStack() as stack:
         try:
-            how = stack.enter_context(_throttled(folder, int(rate)))
-            pacing = 0.99 * rate if pace else 0.0
+            how = stack.enter_context(_throttled(folder, rate))
         except OSError as error:
             print(f"the kernel cannot limit the rate here ({error}): the streamer emulates it", file=sys.stderr)
-            how, pacing = "EMULATED in the streamer", rate
-        if pacing:
-            os.environ["STI_READ_RATE"] = str(pacing)
+            how = "EMULATED in the streamer"
+            os.environ["STI_READ_RATE"] = str(rate)
             stack.callback(os.environ.pop, "STI_READ_RATE")
-        yield f"{megabytes_per_second:.0f} MB/s, {how}" + (f", paced at {pacing / 1e6:.0f} MB/s" if pacing else "")
+        yield f"{megabytes_per_second:.0f} MB/s, {how}"
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, QUANTIZERS
 from sti_hf.shards.store import ShardStore, is_store, store_defaults
 
 USER_MISTAKE = 2
+DTYPE_HELP = "what to compute in; auto: whatever is the fastest here"
 PIPELINE_TASKS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
@@ -77,14 +78,16 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
 
     shard = _verb(verbs, "shard", shard_verb, "shard a checkpoint (a folder or a Hub id) into a store")
-    shard.add_argument("source", metavar="SRC")
-    shard.add_argument("store", metavar="STORE", type=Path)
-    shard.add_argument("--quantizer", choices=sorted(QUANTIZERS), default=DEFAULT_QUANTIZER)
+    shard.add_argument("source", metavar="SRC", help="a checkpoint's folder, or its id on the Hub")
+    shard.add_argument("store", metavar="STORE", type=Path, help="the folder to make")
+    shard.add_argument(
+        "--quantizer", choices=sorted(QUANTIZERS), default=DEFAULT_QUANTIZER, help=f"default: {DEFAULT_QUANTIZER}"
+    )
     shard.add_argument("--no-full", action="store_true", help="leave the 32-bit weights out")
 
     profile = _verb(verbs, "profile-device", profile_device_verb, "measure what reading and computing cost here")
-    profile.add_argument("store", metavar="STORE", type=Path)
-    profile.add_argument("--compute-dtype", choices=COMPUTE_DTYPES, default="auto")
+    _add_store(profile)
+    profile.add_argument("--compute-dtype", choices=COMPUTE_DTYPES, default="auto", help=DTYPE_HELP)
 
     plan = _verb(verbs, "plan", plan_verb, "show what would run for a latency and a preload buffer")
     _add_config_options(plan)
@@ -94,7 +97,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     run_.add_argument("texts", metavar="TEXT", nargs="+")
 
     verify = _verb(verbs, "verify", verify_verb, "read a whole store and check every checksum")
-    verify.add_argument("store", metavar="STORE", type=Path)
+    _add_store(verify)
 
 
 def _verb(verbs: Any, name: str, function: Any, help: str) -> argparse.ArgumentParser:
@@ -104,15 +107,20 @@ def _verb(verbs: Any, name: str, function: Any, help: str) -> argparse.ArgumentP
     return parser
 
 
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", type=Path, help="a folder that `sti shard` made")
+
+
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", type=Path)
+    """The fields of STIConfig; what is not given is the store's default."""
+    _add_store(parser)
     parser.add_argument("--target-latency", metavar="T", help="such as 200ms")
     parser.add_argument("--preload-budget", metavar="S", help="such as 1MB")
-    parser.add_argument("--seq-len", metavar="TOKENS", type=int)
-    parser.add_argument("--strategy", choices=STRATEGIES)
-    parser.add_argument("--fidelity", type=int, choices=FIDELITIES, help="bits, for the baseline strategies")
-    parser.add_argument("--allocator", choices=ALLOCATORS)
-    parser.add_argument("--compute-dtype", choices=COMPUTE_DTYPES)
+    parser.add_argument("--seq-len", metavar="TOKENS", type=int, help="tokens of the input to plan for")
+    parser.add_argument("--strategy", choices=STRATEGIES, help="sti, or one of the paper's baselines")
+    parser.add_argument("--fidelity", type=int, choices=FIDELITIES, help="bits of all shards, for a baseline")
+    parser.add_argument("--allocator", choices=ALLOCATORS, help="what chooses the fidelities; two_pass is the paper's")
+    parser.add_argument("--compute-dtype", choices=COMPUTE_DTYPES, help=DTYPE_HELP)
     parser.add_argument("--strict", action="store_true", default=None, help="fail if T cannot be met")
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -41,6 +42,8 @@ BITS = 4
 REPEATS = 3
 SUSTAINED_BYTES = 192 << 20
 SUSTAINED_SECONDS = 1.0
+READING_REQUESTS = 1 << 16
+NO_PIECES = np.empty((0, 4), dtype=np.int64)
 SMALL_REQUESTS = 64
 STEPS = 3
 """How often `measure_device` tells of its progress."""
@@ -65,7 +68,7 @@ def measure_device(
     paths = {path: _layer_seconds(store, load_model, path) for path in available_paths(compute_dtype)}
     path = min(paths, key=lambda candidate: paths[candidate])
     progress(f"layers ({path.dtype}, {path.gemm})")
-    with _runner(store, load_model, path) as run:
+    with _runner(store, load_model, path) as run, _reading(store, rate_limit):
         tokens = run.token_counts()
         widths = sorted({max(1, store.grid.slices // 4), max(1, store.grid.slices // 2), store.grid.slices})
         measured = [[run(count, width, BITS) for width in widths] for count in tokens]
@@ -133,8 +136,8 @@ class _Runner:
 
 
 def preloaded_plan(store: ShardStore, layers: int, width: int, bits: int) -> ExecutionPlan:
-    """A plan with the first layers and slices of a store at one fidelity, all of it preloaded."""
-    return preloaded_model(store.layouts, layers=layers, slices=width, bits=bits)
+    """The first layers and slices of a store at one fidelity, all of it preloaded, run as strategy "sti" is."""
+    return replace(preloaded_model(store.layouts, layers=layers, slices=width, bits=bits), strategy="sti")
 
 
 @contextmanager
@@ -168,11 +171,8 @@ def _measure_reads(store: ShardStore, rate_limit: float) -> tuple[float, float]:
     large_seconds = float(np.polyfit(later, ends[later], 1)[0]) if len(later) > 1 else float(ends[-1])
     scattered = np.linspace(0, blocks - 1, min(SMALL_REQUESTS, blocks)).astype(np.int64)
     small_seconds = median(_read_ends(path, scattered, 1, rate_limit)[-1] / len(scattered) for _ in range(REPEATS))
-    # Two equations: seconds of a request = a + bytes / rate.
-    bytes_apart = (large - 1) * BLOCK
-    if bytes_apart == 0 or large_seconds <= small_seconds:
-        return 0.0, large * BLOCK / large_seconds
-    rate = bytes_apart / (large_seconds - small_seconds)
+    # The streamer cuts long reads into such large ones, so their cost for each is part of the rate.
+    rate = large * BLOCK / large_seconds
     return max(0.0, small_seconds - BLOCK / rate), rate
 
 
@@ -180,15 +180,11 @@ def _read_ends(
     path: Path, first_blocks: np.ndarray, blocks: int, rate_limit: float, seconds: float = math.inf
 ) -> np.ndarray:
     """Seconds after which each request of `blocks` blocks was done, float64 `[n]`; stops after about `seconds`."""
-    size = blocks * BLOCK
-    requests = np.zeros((len(first_blocks), 7), dtype=np.int64)
-    requests[:, 1] = first_blocks * BLOCK
-    requests[:, 2] = size
-    requests[:, 4] = np.arange(len(requests))
-    streamer = native.Streamer([str(path)], [allocate(size)], threads=READING_THREADS, rate_limit=rate_limit)
+    requests = _requests(first_blocks, blocks)
+    streamer = native.Streamer([str(path)], [allocate(blocks * BLOCK)], threads=READING_THREADS, rate_limit=rate_limit)
     try:
         begun = time.perf_counter()
-        streamer.start(requests, np.empty((0, 4), dtype=np.int64))
+        streamer.start(requests, NO_PIECES)
         for request in range(len(requests)):
             streamer.wait(request)
             if time.perf_counter() - begun > seconds:
@@ -196,6 +192,30 @@ def _read_ends(
         streamer.cancel()
         ends = streamer.timings()[:, 1] - begun
         return ends[np.isfinite(ends)]
+    finally:
+        streamer.close()
+
+
+def _requests(first_blocks: np.ndarray, blocks: int) -> np.ndarray:
+    """Reads of `blocks` blocks each, all to the start of the first buffer, each a group."""
+    requests = np.zeros((len(first_blocks), 7), dtype=np.int64)
+    requests[:, 1] = first_blocks * BLOCK
+    requests[:, 2] = blocks * BLOCK
+    requests[:, 4] = np.arange(len(requests))
+    return requests
+
+
+@contextmanager
+def _reading(store: ShardStore, rate_limit: float) -> Iterator[None]:
+    """The disk being read all the while, as it is when layers compute."""
+    path = store.layer_path(0)
+    blocks = store.index.files[path.name] // BLOCK
+    large = min(REQUEST_BYTES // BLOCK, blocks)
+    first_blocks = np.tile(np.arange(blocks // large) * large, -(-READING_REQUESTS // (blocks // large)))
+    streamer = native.Streamer([str(path)], [allocate(large * BLOCK)], threads=READING_THREADS, rate_limit=rate_limit)
+    try:
+        streamer.start(_requests(first_blocks, large), NO_PIECES)
+        yield
     finally:
         streamer.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -113,6 +114,11 @@ class Placement:
                     )
                     pieces.append(self._checks(placed, buffer, image, held))
         return np.array(requests, dtype=np.int64).reshape(-1, 7), np.concatenate(pieces)
+
+    @cached_property
+    def streamed_requests(self) -> Requests:
+        """Reads of an inference whose preload buffer is filled."""
+        return self.requests([np.zeros_like(placed.preloaded) for placed in self.layers])
 
     def _reads(
         self, placed: LayerPlacement, present: np.ndarray, downwards: bool

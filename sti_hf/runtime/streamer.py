@@ -78,7 +78,10 @@ class ShardStreamer:
         if self.running or self._native is None or self.placement is None:
             return
         missing = [placed.preloaded & ~held for placed, held in zip(self.placement.layers, self._held, strict=True)]
-        requests, pieces = self.placement.requests(missing)
+        if any(pieces.any() for pieces in missing):
+            requests, pieces = self.placement.requests(missing)
+        else:
+            requests, pieces = self.placement.streamed_requests
         self._groups = requests[:, 4]
         self._native.start(requests, pieces)
         self.running = True

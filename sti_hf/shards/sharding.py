@@ -232,14 +232,15 @@ def _write_tables(
 
 
 def _write_table(writer: SafetensorsWriter, name: str, weight: Tensor, decoders: tuple[str, ...]) -> Table:
+    """Writes a table and its rows' checksums, which stand behind it: so the first table begins on a block."""
     rows, columns = weight.shape
     raw = _bytes_of(weight).reshape(rows, -1)
-    checksums_offset = writer.position
-    writer.append(np.array([native.crc32c(row) for row in raw], dtype="<u4"))
-    writer.finish_tensor(f"{name}.crc32c", "U32", (rows,))
     offset = writer.position
     writer.append(raw)
     writer.finish_tensor(f"{name}.weight", SAFETENSORS_DTYPE[weight.dtype], (rows, columns))
+    checksums_offset = writer.position
+    writer.append(np.array([native.crc32c(row) for row in raw], dtype="<u4"))
+    writer.finish_tensor(f"{name}.crc32c", "U32", (rows,))
     return Table(offset, rows, columns, str(weight.dtype).removeprefix("torch."), checksums_offset, decoders)
 
 

@@ -1,0 +1,93 @@
+"""The README's code and commands, run on a tiny model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertForSequenceClassification, pipeline
+from transformers.utils import logging
+
+from sti_hf import cli
+from tests.integrations.checkpoints import checkpoint, use_known_device
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [
+    command
+    for language, block in BLOCKS
+    if language != "python"
+    for command in re.findall(r"^((?:sti|make|python|pip) .*?)(?: +#.*)?$", block, flags=re.MULTILINE)
+]
+PLACEHOLDER = '"path/or/hub-id"'
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(BertForSequenceClassification, tmp_path_factory.mktemp("readme") / "model")
+
+
+@pytest.fixture(autouse=True)
+def _known_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_known_device(monkeypatch)
+
+
+def test_it_has_code_and_commands() -> None:
+    assert len(PYTHON) == 1
+    assert {command.split()[0] for command in COMMANDS} >= {"make", "sti"}
+    verbs = [command.split()[1] for command in COMMANDS if command.startswith("sti ")]
+    assert verbs[0] == "shard", "the others need the store that it makes"
+
+
+def test_the_python_code(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = PYTHON
+    assert code.count(PLACEHOLDER) == 1
+    assert len(code.splitlines()) < 16, "ten lines of Python"
+    names: dict[str, Any] = {}
+    exec(code.replace(PLACEHOLDER, repr(str(model))), names)
+    printed = capsys.readouterr().out
+    assert "tensor(" in printed
+    assert "layer" in printed
+    session = names["model"].sti
+    assert type(names["model"]) is BertForSequenceClassification
+    assert (session.plan.target_latency, session.plan.preload_budget) == (0.4, 4_000_000)
+    session.close()
+
+
+def test_the_pipeline(model: Path) -> None:
+    (call,) = re.findall(r"`(pipeline\(.*?\))`", README)
+    assert call.count("{...}") == 1
+    pipe = eval(call.replace("{...}", '{"target_latency": "200ms"}'), {"pipeline": pipeline, "source": str(model)})
+    assert pipe("a cold model")[0]["score"] > 0
+    pipe.model.sti.close()
+
+
+def test_the_commands(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = {"SRC": str(model), "STORE": str(tmp_path / "store")}
+    verbosity = logging.get_verbosity()
+    try:
+        for command in COMMANDS:
+            if command.startswith("sti "):
+                arguments = [paths.get(word, word) for word in shlex.split(command)[1:]]
+                assert cli.main(arguments) == 0, capsys.readouterr().err
+                assert capsys.readouterr().out, command
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def test_the_targets_and_scripts_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for command in COMMANDS:
+        tool, *words = shlex.split(command)
+        if tool == "make":
+            assert words[0] in targets
+        if tool == "python":
+            assert (ROOT / words[0]).is_file()
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), f"the README links to {path}"
