@@ -76,7 +76,7 @@ def main() -> None:
     # Device profiles are of a disk rate: a cache of its own keeps this one's apart.
     with (
         tempfile.TemporaryDirectory() as home,
-        disk_rate(store.path, arguments.disk_rate) as how,
+        disk_rate(store.path, arguments.disk_rate, arguments.emulate) as how,
     ):
         os.environ["STI_HOME"] = home
         warm_up(store.index.model_type, elastic=True)

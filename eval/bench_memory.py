@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
+import tempfile
 
 import psutil
 import torch
@@ -73,10 +75,13 @@ def main() -> None:
         return
     store = resolve_store(arguments.model, sti_hf.STIConfig().quantizer)
     results = {}
-    with disk_rate(store.path, arguments.disk_rate) as how:
+    # Device profiles are of a disk rate: a cache of its own keeps this one's apart.
+    with tempfile.TemporaryDirectory() as home, disk_rate(store.path, arguments.disk_rate, arguments.emulate) as how:
+        os.environ["STI_HOME"] = home
         device_profile(store)
         for run in ("sti", "float32", "bfloat16"):
-            command = [sys.executable, "-m", "eval.bench_memory", *sys.argv[1:], "--run", run]
+            source = str(store.path) if run == "sti" else arguments.model
+            command = [sys.executable, "-m", "eval.bench_memory", *sys.argv[1:], "--model", source, "--run", run]
             results[run] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print(f"disk: {how}", file=sys.stderr)
     if arguments.json:

@@ -15,32 +15,38 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def add_rate_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--disk-rate`, in MB/s."""
-    parser.add_argument(
-        "--disk-rate", type=float, metavar="MB/S", help="hold the disk to this rate (default: no limit)"
-    )
+    """Adds `--disk-rate`, in MB/s, and `--emulate`."""
+    parser.add_argument("--disk-rate", type=float, metavar="MB/S", help="hold the disk to this rate (default: none)")
+    parser.add_argument("--emulate", action="store_true", help="emulate the rate in the streamer, evenly, in any case")
 
 
 @contextmanager
-def disk_rate(folder: Path, megabytes_per_second: float | None) -> Iterator[str]:
+def disk_rate(folder: Path, megabytes_per_second: float | None, emulate: bool = False) -> Iterator[str]:
     """Holds this process's reads from the disk of `folder` to a rate; yields how it is held.
 
     As root the kernel's blkio controller does it (cgroup v1 or v2), for any program alike; it works in slices of
-    100 ms. Where the kernel cannot, the streamer emulates the rate, and the text yielded says so.
+    100 ms, each of which it lets through at once. Where the kernel cannot, or with `emulate`, the streamer emulates
+    the rate, and the text yielded says so.
     """
     if megabytes_per_second is None:
         yield "unlimited"
         return
     rate = int(megabytes_per_second * 1e6)
     with ExitStack() as stack:
-        try:
-            how = stack.enter_context(_throttled(folder, rate))
-        except OSError as error:
-            print(f"the kernel cannot limit the rate here ({error}): the streamer emulates it", file=sys.stderr)
+        how = None if emulate else _enter_throttled(stack, folder, rate)
+        if how is None:
             how = "EMULATED in the streamer"
             os.environ["STI_READ_RATE"] = str(rate)
             stack.callback(os.environ.pop, "STI_READ_RATE")
         yield f"{megabytes_per_second:.0f} MB/s, {how}"
+
+
+def _enter_throttled(stack: ExitStack, folder: Path, rate: int) -> str | None:
+    try:
+        return stack.enter_context(_throttled(folder, rate))
+    except OSError as error:
+        print(f"the kernel cannot limit the rate here ({error}): the streamer emulates it", file=sys.stderr)
+        return None
 
 
 @contextmanager

@@ -69,11 +69,12 @@ def evict(folder: Path) -> None:
 
 
 def search(arguments: argparse.Namespace) -> None:
-    console = terminal()
-    source = arguments.model or find_model()
+    """Searches the notes, and prints what was found, how and at which cost."""
     config = sti_hf.STIConfig(
         target_latency=arguments.target_latency, preload_budget=arguments.preload_budget, seq_len=16
     )
+    source = arguments.model or find_model()
+    console = terminal()
     with console.status("Once: sharding the model, and measuring this device"):
         model = AutoModel.from_pretrained(source, sti_config=config)
         store = model.sti.store.path

@@ -36,7 +36,7 @@ def allocate(size: int) -> np.ndarray:
 
 
 class Buffers:
-    """Compressed shards in the preload and the staging buffer, one decompressed matrix in the working buffer."""
+    """Compressed shards in the preload and the staging buffer, decompressed weights in the working buffer."""
 
     def __init__(self) -> None:
         self.compressed = [allocate(0), allocate(0)]
@@ -57,7 +57,7 @@ class Buffers:
             self.compressed[STAGING] = allocate(size)
 
     def reserve_working(self, weights: int, dtype: torch.dtype) -> None:
-        """Makes the working buffer large enough for a matrix of `weights` weights."""
+        """Makes the working buffer hold `weights` weights."""
         if self._working.dtype != dtype or self._working.numel() < weights:
             self._working = torch.empty(weights, dtype=dtype)
 

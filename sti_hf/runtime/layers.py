@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sti_hf import native
+from sti_hf.architectures.grid import Grid
 from sti_hf.runtime.buffers import Buffers
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.tables import TableReader
+
+WORKING_BYTES = 2400 << 10
+"""Size of the working buffer, unless one slice of a matrix is larger: an attention matrix of a base model in float32
+fits, or half an FFN matrix in bfloat16. Larger ones are multiplied block by block."""
 
 
 @dataclass
@@ -46,6 +51,36 @@ class Decompressor:
         return weight
 
 
+@dataclass(frozen=True)
+class Block:
+    """Some slices of a matrix, decompressed together: their `table` for `native.decompress`, and which of the matrix's
+    rows (as stored) they are, `first` to `last`."""
+
+    table: np.ndarray
+    first: int
+    last: int
+
+
+def block_slices(slice_bytes: int, slices: int) -> int:
+    """How many slices of a matrix, `slice_bytes` each when decompressed, are multiplied by at a time."""
+    return min(slices, max(1, WORKING_BYTES // slice_bytes))
+
+
+def working_weights(grid: Grid, slices: int, dtype: torch.dtype) -> int:
+    """Weights of the largest block of any matrix: what the working buffer must hold."""
+    weights = [rows * grid.row_length for _, rows in grid.rows]
+    return max(block_slices(each * dtype.itemsize, slices) * each for each in weights)
+
+
+def blocks_of(table: np.ndarray, rows: int, row_bytes: int) -> list[Block]:
+    """Cuts the slices of `table`, `rows` rows of `row_bytes` in all, into blocks that the working buffer can hold."""
+    of_slice = rows // len(table)
+    step = block_slices(of_slice * row_bytes, len(table))
+    starts = range(0, len(table), step)
+    ends = [min(start + step, len(table)) for start in starts]
+    return [Block(table[start:end], start * of_slice, end * of_slice) for start, end in zip(starts, ends)]
+
+
 class ElasticLinear(nn.Module):
     """A linear layer whose weight is decompressed from its active slices in each forward.
 
@@ -62,20 +97,41 @@ class ElasticLinear(nn.Module):
 
     def bind(self, decompressor: Decompressor, table: np.ndarray, rows: int) -> None:
         """Sets what the next forwards multiply by: `rows` rows of the slices of `table`."""
-        self._decompressor, self._table, self._rows = decompressor, table, rows
+        dtype = decompressor.path.torch_dtype
+        self._decompressor = decompressor
         self._index = decompressor.matrices.index(self.matrix)
+        self._blocks = blocks_of(table, rows, decompressor.row_length * dtype.itemsize)
         self._bias = None
         if self.bias is not None:
-            # Detached: a parameter would become one of this module's.
-            active = self.bias.detach() if self.by_columns else self.bias.detach()[:rows]
-            self._bias = active.to(decompressor.path.torch_dtype)
+            self._bias = (self.bias if self.by_columns else self.bias[:rows]).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[..., active in_features]` to `[..., active out_features]`."""
         if self._decompressor is None:
             raise RuntimeError("This elastic layer has no plan: run it as part of its model.")
-        weight = self._decompressor.decompress(self._table, self._index, self._rows)
-        return self._decompressor.path.multiply(x, weight.t() if self.by_columns else weight, self._bias)
+        if self.by_columns:
+            return self._add_up(x, self._decompressor)
+        parts = [self._rows_of(x, block, self._decompressor) for block in self._blocks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def weight_of(self, block: Block) -> Tensor:
+        """The weight of a block, `[rows, row_length]` as stored, in the working buffer until the next one is."""
+        assert self._decompressor is not None
+        return self._decompressor.decompress(block.table, self._index, block.last - block.first)
+
+    def _rows_of(self, x: Tensor, block: Block, decompressor: Decompressor) -> Tensor:
+        bias = None if self._bias is None else self._bias[block.first : block.last]
+        return decompressor.path.multiply(x, self.weight_of(block), bias)
+
+    def _add_up(self, x: Tensor, decompressor: Decompressor) -> Tensor:
+        total: Tensor | None = None
+        for block in self._blocks:
+            inputs = x[..., block.first : block.last]
+            bias = self._bias if total is None else None
+            part = decompressor.path.multiply(inputs, self.weight_of(block).t(), bias)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, matrix={self.matrix!r}"

@@ -21,7 +21,13 @@ from sti_hf.config import STIConfig
 from sti_hf.planning import ExecutionPlan
 from sti_hf.runtime.buffers import Buffers, return_freed_memory
 from sti_hf.runtime.gemm import ComputePath
-from sti_hf.runtime.layers import Decompressor, ElasticLinear, RowGatheredEmbedding, StreamedDecoder
+from sti_hf.runtime.layers import (
+    Decompressor,
+    ElasticLinear,
+    RowGatheredEmbedding,
+    StreamedDecoder,
+    working_weights,
+)
 from sti_hf.runtime.scheduler import Scheduler
 from sti_hf.runtime.streamer import ShardStreamer
 from sti_hf.runtime.tables import TableReader
@@ -225,12 +231,11 @@ class STISession:
                 self._scheduler.apply(plan)
 
     def _adopt(self, plan: ExecutionPlan) -> None:
-        placement = self._streamer.adopt(plan)
-        rows = max(self.store.grid.matrix_rows.values()) * plan.submodel[1]
-        self._buffers.reserve_working(rows * self.store.grid.row_length, self._decompressor.path.torch_dtype)
+        self._streamer.adopt(plan)
+        dtype = self._decompressor.path.torch_dtype
+        self._buffers.reserve_working(working_weights(self.store.grid, plan.submodel[1], dtype), dtype)
         self.plan = plan
         self._peak = max(self._peak, self._resident_bytes() + sum(self._buffers.sizes().values()))
-        assert placement.staging_bytes <= plan.staging_bytes
 
     # Housekeeping.
 

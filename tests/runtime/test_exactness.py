@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sti_hf.architectures import get_architecture
+from sti_hf.runtime import layers
 from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.layers import ElasticLinear
 from sti_hf.shards.layout import FULL
@@ -69,16 +70,16 @@ def test_any_plan_decompresses_to_the_dequantized_weights_bit_for_bit(
     seen = []
 
     def compare(linear: ElasticLinear, inputs: tuple, output: torch.Tensor) -> None:
-        weight = linear._decompressor.decompress(linear._table, linear._index, linear._rows)
+        weight = torch.cat([linear.weight_of(block).clone() for block in linear._blocks])
         seen.append((linear, weight.t().clone() if linear.by_columns else weight.clone()))
 
-    layers = model.base_model.get_submodule(architecture.layers)
-    for layer in layers:
+    modules = model.base_model.get_submodule(architecture.layers)
+    for layer in modules:
         for matrix in architecture.matrices:
             layer.get_submodule(matrix.module).register_forward_hook(compare)
     model(**tiny_inputs(stock))
     weights = {id(linear): weight for linear, weight in seen}
-    for layer, twin in zip(layers, expected.base_model.get_submodule(architecture.layers)):
+    for layer, twin in zip(modules, expected.base_model.get_submodule(architecture.layers)):
         for matrix in architecture.matrices:
             weight = weights[id(layer.get_submodule(matrix.module))]
             assert torch.equal(weight, twin.get_submodule(matrix.module).weight)
@@ -131,6 +132,24 @@ def test_every_compute_path_gives_the_same_answer(gemm: str, dtype: str, toleran
         expected = logits_of(stock(**inputs))
     assert (logits_of(model(**inputs)) - expected).abs().max() < tolerance
     model.sti.close()
+
+
+@pytest.mark.parametrize("model_type", ["bert", "mpnet"])
+def test_matrices_larger_than_the_working_buffer_are_multiplied_block_by_block(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = tiny_model(head_of(model_type))
+    store = store_of(stock, tmp_path / "store")
+    inputs = tiny_inputs(stock)
+    plan = plan_of(store, random_bits(store, 5), 0.2)
+    whole = running(store, plan)
+    expected = logits_of(whole(**inputs))
+    monkeypatch.setattr(layers, "WORKING_BYTES", 4 * 32 * 40)  # 40 rows: two slices of q, and of up and down
+    model = running(store, plan)
+    assert torch.allclose(logits_of(model(**inputs)), expected, atol=1e-5)
+    assert model.sti.memory()["working"] == 4 * 32 * 32 < whole.sti.memory()["working"]
+    for one in (model, whole):
+        one.sti.close()
 
 
 @pytest.mark.parametrize("strategy", ["load_exec", "std_pipeline", "sti"])
