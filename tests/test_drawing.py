@@ -14,7 +14,7 @@ from rich.console import Console
 from sti_hf import ExecutionPlan
 from sti_hf.architectures import Grid
 from sti_hf.drawing import COMPUTING, DECOMPRESSING, READING, STYLES, TARGET, draw_plan, terminal
-from sti_hf.planning import DeviceProfile, make_plan
+from sti_hf.planning import make_plan
 from sti_hf.planning.timeline import Timeline
 from sti_hf.shards.layout import FULL, LayerLayout
 from tests.integrations.checkpoints import DEVICE
@@ -29,14 +29,12 @@ def planned(layers: int, slices: int, latency: float, budget: int, **options: An
     for _ in range(layers):
         offset = layouts[-1].offset + layouts[-1].region_bytes if layouts else 4096
         layouts.append(LayerLayout(grid, -(-offset // 4096) * 4096, (24,) * slices, 4))
-    profile = DeviceProfile(
-        **{
-            **vars(DEVICE),
-            "bytes_per_second": 2e8,
-            "widths": (1, slices),
-            "layer_seconds": ((5e-4, 3e-3), (1e-3, 8e-3)),
-            "decompress_seconds": dict.fromkeys((2, 3, 4, 5, 6, 32), 2.5e-10),
-        }
+    profile = replace(
+        DEVICE,
+        bytes_per_second=2e8,
+        widths=(1, slices),
+        layer_seconds=((5e-4, 3e-3), (1e-3, 8e-3)),
+        decompress_seconds=dict.fromkeys((2, 3, 4, 5, 6, 32), 2.5e-10),
     )
     return make_plan(
         layouts,

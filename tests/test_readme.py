@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +84,23 @@ def test_the_commands(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         logging.enable_progress_bar()
 
 
-def test_the_targets_and_scripts_exist() -> None:
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python ")])
+def test_the_benchmarks(command: str, model: Path, tmp_path: Path) -> None:
+    _, *words = shlex.split(command.replace("CHECKPOINT", str(model)).replace("--disk-rate 200", ""))
+    short = [] if "bench_sharding" in command else ["--runs", "2", "--tokens", "16"]
+    environment = {**os.environ, "STI_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words, *short], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+\.\d", done.stdout), "it prints figures"
+
+
+def test_the_targets_and_links_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for command in COMMANDS:
         tool, *words = shlex.split(command)
         if tool == "make":
             assert words[0] in targets
-        if tool == "python":
-            assert (ROOT / words[0]).is_file()
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / path).exists(), f"the README links to {path}"

@@ -15,8 +15,10 @@ from sti_hf.config import STIConfig
 from sti_hf.integrations.checkpoint import resolve_store
 from sti_hf.integrations.quantizer import is_loading, loading
 from sti_hf.integrations.session import open_session
+from sti_hf.runtime.buffers import allocate
 from sti_hf.shards.store import RESIDENT_FILE, ShardStore, StoreError, is_store, store_defaults
 
+RESIDENT_BLOCK = 1 << 20
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -89,7 +91,11 @@ def _load(
 def _warm_resident(store: ShardStore, errors: list[Exception]) -> None:
     """Reads the resident weights in one go and checks them, while the model is being built: what Transformers then
     maps is already in the page cache."""
-    if native.crc32c((store.path / RESIDENT_FILE).read_bytes()) != store.index.resident_checksum:
+    checksum, block = 0, allocate(RESIDENT_BLOCK)
+    with (store.path / RESIDENT_FILE).open("rb", buffering=0) as file:
+        while read := file.readinto(block.data):
+            checksum = native.crc32c(block[:read], checksum)
+    if checksum != store.index.resident_checksum:
         errors.append(
             StoreError(f"{store.path / RESIDENT_FILE} is damaged: its checksum does not match; run `sti verify`.")
         )

@@ -103,7 +103,8 @@ class ElasticLinear(nn.Module):
         self._blocks = blocks_of(table, rows, decompressor.row_length * dtype.itemsize)
         self._bias = None
         if self.bias is not None:
-            self._bias = (self.bias if self.by_columns else self.bias[:rows]).to(dtype)
+            bias = self.bias.detach()  # a parameter would be registered as this module's own
+            self._bias = (bias if self.by_columns else bias[:rows]).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[..., active in_features]` to `[..., active out_features]`."""
