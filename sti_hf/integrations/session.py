@@ -43,6 +43,10 @@ def plan_store(
     model_class: type[PreTrainedModel] | None = None,
 ) -> ExecutionPlan:
     """The plan for a store, a configuration, a number of tokens and a class of models (None: the one sharded)."""
+    if config.importance is not None:
+        raise ValueError(
+            f"The store has no importance profile {config.importance!r}; leave importance out for the default order."
+        )
     heads = _streamed_heads(store, model_class)
     return make_plan(
         store.layouts,

@@ -489,3 +489,10 @@ def test_a_subfolder(tmp_path: Path) -> None:
         model = AutoModel.from_pretrained(tmp_path, subfolder=f"part{index}", sti_config=STOCK)
         check_like_stock(model, stock)
     assert resolve_store(tmp_path, "lloyd", subfolder="part0").path != resolve_store(tmp_path / "part1", "lloyd").path
+
+
+def test_an_importance_profile_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_known_device(monkeypatch)
+    source = checkpoint(BertForSequenceClassification, tmp_path / "model")
+    with pytest.raises(ValueError, match="no importance profile 'sst2'"):
+        BertForSequenceClassification.from_pretrained(source, sti_config={"importance": "sst2", "quantizer": "gobo"})
