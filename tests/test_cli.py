@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,61 +18,21 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
-    GPT2Config,
-    GPT2Model,
     RobertaModel,
     pipeline,
 )
-from transformers.utils import logging
 
 from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoint
 from sti_hf.integrations.checkpoint import TOKENIZER_FILES
 from sti_hf.integrations.session import profile_path
 from sti_hf.shards.store import RESIDENT_FILE
-from tests.integrations.checkpoints import DEVICE, checkpoint, use_known_device
-
-
-class Result(NamedTuple):
-    """What a command did."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Its output, which must be JSON and nothing else."""
-        return json.loads(self.out)
-
-
-Sti = Callable[..., Result]
+from tests.commands import Result, Sti, commands, done
+from tests.integrations.checkpoints import DEVICE, checkpoint
 
 
 @pytest.fixture
 def sti(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sti]:
-    """Runs `sti` with arguments."""
-    use_known_device(monkeypatch)
-    verbosity = logging.get_verbosity()
-
-    def command(*arguments: Any) -> Result:
-        capsys.readouterr()
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit:
-            assert isinstance(exit.code, int)
-            status = exit.code
-        return Result(status, *capsys.readouterr())
-
-    yield command
-    logging.set_verbosity(verbosity)
-    logging.enable_progress_bar()
-
-
-def done(result: Result) -> Result:
-    """A result that must be a success."""
-    assert result.status == 0, result.err
-    assert result.err == ""
-    return result
+    yield from commands(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +54,11 @@ def store_of(model_class: Any, folder: Path, **overrides: Any) -> Path:
 
 
 def test_shard(sti: Sti, model: Path, tmp_path: Path) -> None:
-    result = done(sti("shard", model, tmp_path / "store"))
-    opened = ShardStore.open(tmp_path / "store")
+    folder = tmp_path / "a [bold]store:star:"  # what rich would take for markup
+    result = done(sti("shard", model, folder))
+    opened = ShardStore.open(folder)
     assert opened.verify() == []
-    assert f"{tmp_path / 'store'}: 3 x 4 shards" in result.out
+    assert f"{folder}: 3 x 4 shards" in result.out
     assert [line.split()[3] for line in result.out.splitlines()[1:]] == ["2", "3", "4", "5", "6", "32"]
 
 
@@ -309,106 +270,6 @@ def test_verify(sti: Sti, store: Path, tmp_path: Path) -> None:
     assert result.status == 2
     assert result.json["intact"] is False
     assert result.json["damage"][1]["offset"] == layout.piece_offset[2, 3]
-
-
-# Mistakes
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([], "VERB"),
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["plan"], "STORE"),
-        (["plan", "{store}", "--target-latency"], "expected one argument"),
-        (["plan", "{store}", "--target-latency", "0"], "target_latency must be a positive number"),
-        (["plan", "{store}", "--target-latency", "soon"], "target_latency must be a positive number"),
-        (["plan", "{store}", "--preload-budget", "much"], "preload_budget must be a number of bytes"),
-        (["plan", "{store}", "--seq-len", "0"], "seq_len must be a number of tokens"),
-        (["plan", "{store}", "--seq-len", "long"], "invalid int value: 'long'"),
-        (["plan", "{store}", "--fidelity", "7"], "invalid choice: 7"),
-        (["plan", "{store}", "--fidelity", "4"], "fidelity is for the baseline strategies"),
-        (["plan", "{store}", "--strategy", "preload"], "needs fidelity="),
-        (["plan", "{store}", "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["plan", "{model}"], "is not a store"),
-        (["plan", "{tmp}/nowhere"], "is not a store"),
-        (["plan", "{other}"], "STIConfig has no field 'colour'"),
-        (["plan", "{garbled}"], "config.json of the store"),
-        (["run", "{store}"], "TEXT"),
-        (["run", "{tmp}/nowhere", "a"], "is not a store"),
-        (["verify", "{tmp}/nowhere"], "is not a store"),
-        (["verify", "{cut}"], "is cut short or changed"),
-        (["profile-device", "{model}"], "is not a store"),
-        (["profile-device", "{store}", "--compute-dtype", "int8"], "invalid choice: 'int8'"),
-        (["shard", "{model}"], "STORE"),
-        (["shard", "{tmp}/nowhere", "{tmp}/new"], "There is no folder"),
-        (["shard", "nobody/nothing", "{tmp}/new"], "huggingface.co"),
-        (["shard", "{gpt2}", "{tmp}/new"], "'gpt2' are not supported; supported are bert"),
-        (["shard", "{model}", "{store}"], "exists and is not empty"),
-        (["shard", "{store}", "{tmp}/new"], "is a store already"),
-        (["shard", "{model}", "{tmp}/new", "--quantizer", "best"], "invalid choice: 'best'"),
-        (["shard", "{mistyped}", "{tmp}/new"], "hidden_size"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_mistakes_are_one_line(
-    sti: Sti, model: Path, store: Path, tmp_path: Path, arguments: list[str], sentence: str
-) -> None:
-    names = {"model": model, "store": store, "tmp": tmp_path}
-    for name, make in BROKEN.items():
-        if any(f"{{{name}}}" in argument for argument in arguments):
-            names[name] = make(model, store, tmp_path / name)
-    before = sorted(tmp_path.rglob("*"))
-    result = sti(*(argument.format(**names) for argument in arguments))
-    assert result.status == 2
-    assert result.out == ""
-    (line,) = result.err.splitlines()
-    assert line.startswith("sti")
-    assert " error: " in line
-    assert sentence in line
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def other_defaults(model: Path, store: Path, folder: Path) -> Path:
-    shutil.copytree(store, folder)
-    config = json.loads((store / "config.json").read_text())
-    config["quantization_config"]["colour"] = "blue"
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def garbled_config(model: Path, store: Path, folder: Path) -> Path:
-    shutil.copytree(store, folder)
-    (folder / "config.json").write_text("{")
-    return folder
-
-
-def cut_store(model: Path, store: Path, folder: Path) -> Path:
-    shutil.copytree(store, folder)
-    (folder / RESIDENT_FILE).write_bytes((store / RESIDENT_FILE).read_bytes()[:-1])
-    return folder
-
-
-def gpt2(model: Path, store: Path, folder: Path) -> Path:
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=1, eos_token_id=1)
-    GPT2Model(config).save_pretrained(folder)
-    return folder
-
-
-def mistyped_config(model: Path, store: Path, folder: Path) -> Path:
-    shutil.copytree(model, folder)
-    config = json.loads((model / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
-    return folder
-
-
-BROKEN = {
-    "other": other_defaults,
-    "garbled": garbled_config,
-    "cut": cut_store,
-    "gpt2": gpt2,
-    "mistyped": mistyped_config,
-}
 
 
 # The command itself

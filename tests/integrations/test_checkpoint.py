@@ -27,7 +27,7 @@ from sti_hf import ShardStore, shard_checkpoint
 from sti_hf.integrations import checkpoint as checkpoints
 from sti_hf.integrations.checkpoint import TOKENIZER_FILES, cache_home, resolve_store, stock_class
 from sti_hf.shards import sharding
-from tests.integrations.checkpoints import STOCK, checkpoint, difference, save_checkpoint, use_known_device
+from tests.integrations.checkpoints import STOCK, checkpoint, difference, save_checkpoint
 from tests.models import tiny_config, tiny_inputs, tiny_model
 
 
@@ -60,8 +60,7 @@ def test_another_quantizer_is_another_store(source: Path) -> None:
     assert all(store.index.quantizer == name for name, store in stores.items())
 
 
-def test_a_changed_checkpoint_makes_a_new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_known_device(monkeypatch)
+def test_a_changed_checkpoint_makes_a_new_store(tmp_path: Path) -> None:
     stores = []
     for seed in (1, 2):
         stock = tiny_model(BertModel, seed=seed)
@@ -256,10 +255,7 @@ def test_a_hub_id_is_sharded_once_a_revision(on_hub: Path) -> None:
     assert (newest.path / "tokenizer.json").exists()
 
 
-def test_a_store_on_the_hub_is_used_as_it_is(
-    on_hub: Path, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    use_known_device(monkeypatch)
+def test_a_store_on_the_hub_is_used_as_it_is(on_hub: Path, source: Path) -> None:
     shard_checkpoint(source, on_hub / ("a" * 40), quantizer="gobo")
     assert from_hub(on_hub).path == on_hub / ("a" * 40)
     model = AutoModel.from_pretrained("someone/model", cache_dir=str(on_hub.parents[1]), sti_config=STOCK)

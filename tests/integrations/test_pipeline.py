@@ -18,15 +18,10 @@ from transformers import (
 )
 
 from sti_hf import shard_checkpoint
-from tests.integrations.checkpoints import STOCK, checkpoint, use_known_device
+from tests.integrations.checkpoints import STOCK, checkpoint
 
 TEXTS = ["a cold model answers .", "word20 word30 a cold [MASK]", "."]
 MASKED = ["a cold [MASK] .", "[MASK] [MASK] answers"]
-
-
-@pytest.fixture(autouse=True)
-def _known_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_known_device(monkeypatch)
 
 
 def both(task: str, model_class: type[PreTrainedModel], folder: Path) -> tuple[Any, Any]:
