@@ -8,14 +8,37 @@ from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer, Quantizer
 from sti_hf.shards.quantizers.gobo import GoboQuantizer
 from sti_hf.shards.quantizers.lloyd import LloydQuantizer
 
-__all__ = ["DEFAULT_QUANTIZER", "QUANTIZERS", "Outliers", "QuantizedLayer", "Quantizer", "get_quantizer"]
+__all__ = [
+    "CALIBRATED",
+    "DEFAULT_QUANTIZER",
+    "QUANTIZERS",
+    "QUANTIZER_NAMES",
+    "Outliers",
+    "QuantizedLayer",
+    "Quantizer",
+    "check_quantizer",
+    "get_quantizer",
+]
 
 QUANTIZERS: dict[str, Callable[[], Quantizer]] = {"gobo": GoboQuantizer, "lloyd": LloydQuantizer}
+"""Those that look at weights alone."""
+
+CALIBRATED = "calibrated"
+"""The one that `calibrated.calibrate` makes for a model, from text."""
+
+QUANTIZER_NAMES = (CALIBRATED, *QUANTIZERS)
 DEFAULT_QUANTIZER = "lloyd"
 
 
+def check_quantizer(name: str) -> None:
+    """Raises `ValueError`, with the names there are, where `name` is none of them."""
+    if name not in QUANTIZER_NAMES:
+        raise ValueError(f"There is no quantizer {name!r}; choose one of {', '.join(sorted(QUANTIZER_NAMES))}.")
+
+
 def get_quantizer(name: str) -> Quantizer:
-    """The quantizer called `name`; raises `ValueError` with the names there are."""
-    if name not in QUANTIZERS:
-        raise ValueError(f"There is no quantizer {name!r}; choose one of {', '.join(sorted(QUANTIZERS))}.")
+    """The quantizer called `name`, of `QUANTIZERS`. Raises `ValueError` for one that is not there or needs text."""
+    check_quantizer(name)
+    if name == CALIBRATED:
+        raise ValueError("The quantizer 'calibrated' needs calibration text: sti shard SRC STORE --calibration TEXT.")
     return QUANTIZERS[name]()

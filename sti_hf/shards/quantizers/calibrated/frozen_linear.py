@@ -1,0 +1,74 @@
+"""Linear layers whose weights take no gradient, in bfloat16 where the processor has it: calibration is mostly these.
+
+What bfloat16 rounds off is a small part of what quantization does to the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def fast_dtype() -> torch.dtype:
+    """What linear layers are fastest in on this processor."""
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, output_scale: Tensor | None = None) -> Tensor:
+    """`F.linear` in the weight's dtype, with float32 inputs, outputs and gradients, and none for weight and bias.
+
+    `output_scale` float32 `[outputs]` multiplies the product, not the bias, and may take a gradient.
+    """
+    product = F.linear(x.to(weight.dtype), weight.detach())
+    bias = torch.zeros(1) if bias is None else bias.detach()
+    return product + bias if output_scale is None else torch.addcmul(bias, product, output_scale)
+
+
+@contextmanager
+def frozen_linears(modules: Iterable[nn.Linear], dtype: torch.dtype) -> Iterator[None]:
+    """Inside, these modules keep their weights in `dtype` and compute `frozen_linear`; afterwards they are float32."""
+    changed = list(modules)
+    for module in changed:
+        module.weight.data = module.weight.data.to(dtype)
+        module.forward = _forward_of(module)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+            module.weight.data = module.weight.data.float()
+
+
+def _forward_of(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return lambda x: frozen_linear(x, module.weight, module.bias)
+
+
+@contextmanager
+def scaled_linears(scales: Iterable[tuple[nn.Linear, Callable[[], Tensor], bool]]) -> Iterator[None]:
+    """Inside, modules of `frozen_linears` scale what they multiply.
+
+    Each with a function that gives its scales in every forward, float32: `[inputs]` where the flag is true, else
+    `[outputs]`.
+    """
+    before = []
+    for module, scale, of_inputs in scales:
+        before.append((module, module.forward))
+        forward = _input_scaled(module, scale) if of_inputs else _output_scaled(module, scale)
+        module.forward = forward  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        for module, forward in before:
+            module.forward = forward  # type: ignore[method-assign]
+
+
+def _input_scaled(module: nn.Linear, scale: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: frozen_linear(x * scale(), module.weight, module.bias)
+
+
+def _output_scaled(module: nn.Linear, scale: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: frozen_linear(x, module.weight, module.bias, scale())
