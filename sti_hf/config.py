@@ -10,7 +10,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sti_hf.shards.layout import FIDELITIES
-from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, get_quantizer
+from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, check_quantizer
 
 STRATEGIES = ("sti", "load_exec", "std_pipeline", "preload")
 ALLOCATORS = ("marginal", "two_pass")
@@ -29,7 +29,8 @@ class STIConfig(QuantizationConfigMixin):
         strategy: "sti", or one of the paper's baselines "load_exec", "std_pipeline", "preload" (with `fidelity`).
         fidelity: bits of all shards under a baseline strategy.
         allocator: "marginal" or "two_pass" (the paper's).
-        importance: name of an importance profile in the store; None: the documented default.
+        importance: name of an importance profile in the store; None: the store's default profile if it has one;
+            "default": no profile, the documented default order.
         compute_dtype: "auto" (the fastest the device profile found), "float32" or "bfloat16".
         seq_len: tokens of the plan that is made first; other lengths get theirs when they come.
         staging_budget: bound of the staging buffer (bytes or text); None: what the plan needs to keep reading.
@@ -63,11 +64,13 @@ class STIConfig(QuantizationConfigMixin):
         self.fidelity = _fidelity_for(strategy, fidelity)
         self.allocator = _one_of("allocator", allocator, ALLOCATORS)
         self.importance = importance
+        if importance is not None and not isinstance(importance, str):
+            raise ValueError(f"importance must be the name of an importance profile, not {importance!r}.")
         self.compute_dtype = _one_of("compute_dtype", compute_dtype, COMPUTE_DTYPES)
         self.seq_len = seq_len
         self.staging_budget = None if staging_budget is None else parse_bytes(staging_budget, "staging_budget")
         self.strict = strict
-        get_quantizer(quantizer)
+        check_quantizer(quantizer)
         self.quantizer = quantizer
         if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
             raise ValueError(f"seq_len must be a number of tokens of at least 1, not {seq_len!r}.")

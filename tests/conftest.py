@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sti-tests-")  # read when `datasets` is imported
 
 import torch
 
@@ -19,6 +22,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = os.environ.get("STI_HOME")
     os.environ["STI_HOME"] = str(tmp_path_factory.mktemp("sti_home"))
     yield
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
     if before is None:
         del os.environ["STI_HOME"]
     else:

@@ -24,7 +24,7 @@ from transformers import (
 
 from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoint
 from sti_hf.integrations.checkpoint import TOKENIZER_FILES
-from sti_hf.integrations.session import profile_path
+from sti_hf.integrations.session import device_profile_path
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Result, Sti, commands, done
 from tests.integrations.checkpoints import DEVICE, checkpoint
@@ -89,7 +89,7 @@ def test_profile_device(sti: Sti, store: Path) -> None:
     printed = done(sti("profile-device", store, "--json"))
     assert DeviceProfile.from_json(printed.out) == DEVICE
     shown = done(sti("profile-device", store, "--compute-dtype", "float32")).out
-    path = profile_path(ShardStore.open(store), "float32")
+    path = device_profile_path(ShardStore.open(store), "float32")
     assert shown.splitlines()[-1] == f"kept in {path}"
     assert DeviceProfile.from_json(path.read_text()) == DEVICE
     assert "100 MB/s" in shown

@@ -14,8 +14,10 @@ import pytest
 from transformers import BertForSequenceClassification, pipeline
 from transformers.utils import logging
 
-from sti_hf import cli
+from sti_hf import cli, shard_checkpoint
+from sti_hf.shards.store import store_defaults
 from tests.integrations.checkpoints import checkpoint, use_known_device
+from tests.tasks import sentences, write_dataset
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,20 +37,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint(BertForSequenceClassification, tmp_path_factory.mktemp("readme") / "model")
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with the columns of SST-2."""
+    texts = sentences(12)
+    labels = [index % 2 for index in range(12)]
+    return write_dataset(tmp_path_factory.mktemp("readme-data"), "validation", {"sentence": texts, "label": labels})
+
+
 @pytest.fixture(autouse=True)
 def _known_device(monkeypatch: pytest.MonkeyPatch) -> None:
     use_known_device(monkeypatch)
 
 
 def test_it_has_code_and_commands() -> None:
-    assert len(PYTHON) == 1
+    assert len(PYTHON) == 2
     assert {command.split()[0] for command in COMMANDS} >= {"make", "sti"}
     verbs = [command.split()[1] for command in COMMANDS if command.startswith("sti ")]
     assert verbs[0] == "shard", "the others need the store that it makes"
 
 
 def test_the_python_code(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = PYTHON
+    code, _ = PYTHON
     assert code.count(PLACEHOLDER) == 1
     assert len(code.splitlines()) < 16, "ten lines of Python"
     names: dict[str, Any] = {}
@@ -62,6 +72,23 @@ def test_the_python_code(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     session.close()
 
 
+def test_profiling_a_task_of_ones_own(model: Path, data: Path, tmp_path: Path) -> None:
+    _, code = PYTHON
+    store = shard_checkpoint(model, tmp_path / "store", quantizer="gobo")
+    metric = 'metric="accuracy"'  # on the Hub
+    for word, value in {
+        '"STORE"': repr(str(store.path)),
+        '"your/dataset"': repr(str(data)),
+        '"text"': '"sentence"',
+        metric: "metric=lambda predictions, labels: {'accuracy': float((predictions == labels).mean())}",
+        'part="all"': 'part="all", base_bits=2',  # the tiny model is no better than chance
+    }.items():
+        assert code.count(word) == 1
+        code = code.replace(word, value)
+    exec(code, {})
+    assert store_defaults(store.path)["importance"] == "intents"
+
+
 def test_the_pipeline(model: Path) -> None:
     (call,) = re.findall(r"`(pipeline\(.*?\))`", README)
     assert call.count("{...}") == 1
@@ -70,8 +97,8 @@ def test_the_pipeline(model: Path) -> None:
     pipe.model.sti.close()
 
 
-def test_the_commands(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = {"SRC": str(model), "STORE": str(tmp_path / "store")}
+def test_the_commands(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = {"SRC": str(model), "STORE": str(tmp_path / "store"), "DATA": str(data)}
     verbosity = logging.get_verbosity()
     try:
         for command in COMMANDS:

@@ -8,19 +8,24 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from sti_hf.architectures import get_architecture
-from sti_hf.shards.quantizers import get_quantizer
+from sti_hf.integrations.calibration_text import CalibrationText, Texts, calibration_batches
+from sti_hf.shards.quantizers import CALIBRATED, DEFAULT_QUANTIZER, get_quantizer
 from sti_hf.shards.sharding import write_store
 from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
 
+if TYPE_CHECKING:
+    from sti_hf.shards.quantizers.calibrated import CalibratedQuantizer
+
+PERCENT_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,20 +46,37 @@ def cache_home() -> Path:
 
 
 def shard_checkpoint(
-    source: str | Path, destination: str | Path, *, quantizer: str, full: bool = True, **hub: Any
+    source: str | Path,
+    destination: str | Path,
+    *,
+    quantizer: str | None = None,
+    calibration: CalibrationText | None = None,
+    full: bool = True,
+    **hub: Any,
 ) -> ShardStore:
-    """Shards a checkpoint (a local folder or a Hub id) into a store at `destination`, with a progress bar.
+    """Shards a checkpoint into a store, with progress bars.
 
-    `hub` are the arguments with which `from_pretrained` finds files on the Hub (revision, token, ...). Raises
-    `ValueError` or `OSError` with one sentence if the checkpoint is not there or its family is not supported, if it
-    is damaged, or lacks weights of its layers.
+    Args:
+        source: the checkpoint: a local folder or a Hub id.
+        destination: the store's folder, which this makes.
+        quantizer: by name; None: "calibrated" with calibration text, else `DEFAULT_QUANTIZER`.
+        calibration: text for the quantizer "calibrated", such as the model will be used on. Minutes of work.
+        full: keep the checkpoint's own weights too.
+        **hub: with which `from_pretrained` finds files on the Hub (revision, token, ...).
+
+    Raises `ValueError` or `OSError` with one sentence if the checkpoint is not there or its family is not supported,
+    if it is damaged, or lacks weights of its layers, or there is no calibration text.
     """
     _check_source(source)
     if is_store(source):
         raise ValueError(f"{source} is a store already; shard the checkpoint that it was made from.")
+    name = quantizer or (DEFAULT_QUANTIZER if calibration is None else CALIBRATED)
+    if calibration is not None and name != CALIBRATED:
+        raise ValueError(f"The quantizer {name!r} takes no calibration text; leave out one of the two.")
+    chosen = get_quantizer(name) if calibration is None else None
+    texts = calibration.read() if calibration is not None else []
     config = AutoConfig.from_pretrained(source, **hub)
     grid = get_architecture(config).grid(config)
-    chosen = get_quantizer(quantizer)
     model_class: Any = stock_class(config)
     try:
         model, loaded = model_class.from_pretrained(
@@ -62,17 +84,38 @@ def shard_checkpoint(
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of {source} are damaged or incomplete ({error}); fetch them again.") from error
+    if chosen is None:
+        chosen = _calibrated(model, texts, source, **hub)
     with logging.tqdm(total=grid.layers, desc=f"Sharding {source}", unit="layer") as bar:
         return write_store(
             model,
             destination,
             quantizer=chosen,
-            quantizer_name=quantizer,
+            quantizer_name=name,
             full=full,
             missing=loaded["missing_keys"],
             extra_files=_tokenizer_writer(source, **hub),
             progress=lambda layers: bar.update(1),
         )
+
+
+def _calibrated(model: Any, texts: Texts, source: str | Path, **hub: Any) -> CalibratedQuantizer:
+    """The quantizer that these texts make for a model, which is left as it was."""
+    from sti_hf.shards.quantizers.calibrated import calibrate
+
+    batches = calibration_batches(texts, AutoTokenizer.from_pretrained(source, **hub), model)
+    dtype = model.dtype
+    model.float()
+    try:
+        with logging.tqdm(desc=f"Calibrating {source}", bar_format=PERCENT_BAR) as bar:
+
+            def advance(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done)
+
+            return calibrate(model, batches, progress=advance)
+    finally:
+        model.to(dtype)  # exact: every value of the narrower dtypes is one of float32
 
 
 def _check_source(source: str | Path) -> None:

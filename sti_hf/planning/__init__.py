@@ -3,7 +3,9 @@
 NumPy only: planning knows no PyTorch module and no Transformers model.
 """
 
+from sti_hf.planning.checked import CheckedPlans
 from sti_hf.planning.cost import DeviceProfile
+from sti_hf.planning.effects import EffectsImportance
 from sti_hf.planning.importance import AdditiveImportance, ImportanceProfile, LayerOrder, default_importance
 from sti_hf.planning.plan import ExecutionPlan, preload_changes
 from sti_hf.planning.planner import make_plan
@@ -12,7 +14,9 @@ from sti_hf.planning.timeline import Timeline
 
 __all__ = [
     "AdditiveImportance",
+    "CheckedPlans",
     "DeviceProfile",
+    "EffectsImportance",
     "ExecutionPlan",
     "ImportanceProfile",
     "LayerOrder",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sti_hf.architectures.grid import Grid
+from sti_hf.planning.checked import CheckedPlans
 from sti_hf.shards.layout import FIDELITIES, PLANES
+
+if TYPE_CHECKING:
+    from sti_hf.planning.submodel import Submodel
 
 Unit = tuple[int, tuple[int, ...]]
 """A layer, and the slices of it that change their fidelity together."""
@@ -36,6 +41,13 @@ class ImportanceProfile(ABC):
 
     additive = False
     """Whether what a raise is worth does not depend on the fidelities of other units."""
+
+    checked: CheckedPlans | None = None
+    """Plans that were run on calibration texts."""
+
+    def best_checked(self, submodel: Submodel) -> np.ndarray | None:
+        """Bits `[N, M]` of the best checked plan that keeps T, from which allocators start; None where none does."""
+        return None if self.checked is None else self.checked.best(submodel)
 
     @abstractmethod
     def track(self, bits: np.ndarray) -> Distortion:

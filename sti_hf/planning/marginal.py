@@ -40,8 +40,14 @@ def marginal(submodel: Submodel, importance: ImportanceProfile) -> np.ndarray:
     share requests and blocks, so it is priced when its turn comes. Where distortions add up, the raises that come
     first anyway are made all at once. Small grids, where one shard is a large part of the budget, are searched
     further. It is a greedy search: more T or S can, rarely, give a plan that is worse by a fraction of one raise.
+    Where the profile has checked plans, the best of those that keep T is what is raised further.
     """
     units = importance.units(submodel.layers, submodel.width)
+    checked = importance.best_checked(submodel)
+    if checked is not None:
+        search = _Search(submodel, importance, units, checked)
+        search.fill()
+        return np.array(search.state.bits)
     layers = [(layer, tuple(range(submodel.width))) for layer in submodel.layers]
     groups = [units, layers] if len(units) > len(layers) else [units]
     starts = [raise_together(submodel, importance, group) for group in groups] if importance.additive else []

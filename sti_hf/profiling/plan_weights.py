@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sti_hf.architectures import get_architecture
+from sti_hf.architectures import Matrix, get_architecture
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.partition import inverse_order, join_layer
 from sti_hf.shards.reading import read_full_layer, read_quantized_layer
@@ -36,6 +37,13 @@ class PlanWeights:
         ]
         self._quantized = [read_quantized_layer(store, layer) for layer in range(store.grid.layers)]
         self._bits = np.full((store.grid.layers, store.grid.slices), -1)
+        self._fraction = 1.0
+
+    def linears(self) -> Iterator[tuple[int, Matrix, nn.Linear]]:
+        """All linear layers whose weights are set: layer, matrix, module."""
+        for layer, modules in enumerate(self._linears):
+            for matrix in self.architecture.matrices:
+                yield layer, matrix, modules[matrix.name]
 
     def shards(self, layer: int, bits: int) -> Tensor:
         """All shards of a layer at one fidelity: float32 `[M, slice_rows, row_length]`, slices as stored."""
@@ -49,15 +57,20 @@ class PlanWeights:
         return join_layer(shards, self.architecture.matrices, self.store.grid, order)
 
     @torch.no_grad()
-    def set(self, bits: np.ndarray) -> None:
+    def set(self, bits: np.ndarray, fraction: float = 1.0) -> None:
         """The model computes with fidelities `bits` int `[N, M]`, slices as stored. A shard of 0 bits adds nothing to
-        its layer. Only layers that change are touched.
+        its layer. With a `fraction` below 1 the weights are only so far on the way from full to these. Only layers
+        that change are touched.
         """
-        for layer in np.flatnonzero((bits != self._bits).any(axis=1)).tolist():
+        changed = (bits != self._bits).any(axis=1) | (fraction != self._fraction)
+        for layer in np.flatnonzero(changed).tolist():
             shards = torch.zeros(self._quantized[layer].codes.shape)
             for fidelity in np.unique(bits[layer][bits[layer] > 0]).tolist():
                 chosen = torch.from_numpy(bits[layer] == fidelity)
                 shards[chosen] = self.shards(layer, fidelity)[chosen]
+            if fraction != 1:
+                shards = torch.lerp(self.shards(layer, FULL), shards, fraction)
             for name, weight in self.weights(layer, shards).items():
                 self._linears[layer][name].weight.copy_(weight)
             self._bits[layer] = bits[layer]
+        self._fraction = fraction

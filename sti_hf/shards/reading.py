@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from sti_hf import native
 from sti_hf.shards.layout import FULL_PIECE, HEADER_PIECE, PLANES
 from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer
-from sti_hf.shards.store import ShardStore, StoreError, piece_name
+from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore, StoreError, piece_name
 
 
 def read_quantized_layer(store: ShardStore, layer: int) -> QuantizedLayer:
@@ -20,7 +21,7 @@ def read_quantized_layer(store: ShardStore, layer: int) -> QuantizedLayer:
     scales = {bits: np.empty((grid.slices, grid.slice_rows), "<f2") for bits in codebooks}
     for index in range(grid.slices):
         for plane in range(1, PLANES + 1):
-            piece = _piece(store, layer, plane, index)
+            piece = read_piece(store, layer, plane, index)
             bits = np.unpackbits(piece[layout.bits_offset(plane) :], bitorder="little")
             codes[index] |= bits << (PLANES - plane)
             if plane >= 2:
@@ -33,7 +34,9 @@ def read_quantized_layer(store: ShardStore, layer: int) -> QuantizedLayer:
         torch.from_numpy(codes).view(grid.slices, grid.slice_rows, grid.row_length),
         {bits: torch.from_numpy(values) for bits, values in codebooks.items()},
         {bits: torch.from_numpy(values) for bits, values in scales.items()} if store.index.has_scales else None,
-        tuple(_outliers(_piece(store, layer, HEADER_PIECE, index), len(grid.rows)) for index in range(grid.slices)),
+        tuple(
+            _outliers(read_piece(store, layer, HEADER_PIECE, index), len(grid.rows)) for index in range(grid.slices)
+        ),
     )
 
 
@@ -44,12 +47,32 @@ def read_full_layer(store: ShardStore, layer: int) -> Tensor:
     """
     if store.index.full_dtype is None:
         raise StoreError(f"The store {store.path} has no full weights; shard the model again, without --no-full.")
-    pieces = [_piece(store, layer, FULL_PIECE, index) for index in range(store.grid.slices)]
+    pieces = [read_piece(store, layer, FULL_PIECE, index) for index in range(store.grid.slices)]
     weights = torch.from_numpy(np.stack(pieces)).view(getattr(torch, store.index.full_dtype))
     return weights.view(store.grid.slices, store.grid.slice_rows, store.grid.row_length)
 
 
-def _piece(store: ShardStore, layer: int, kind: int, index: int) -> np.ndarray:
+def read_resident(store: ShardStore) -> dict[str, Tensor]:
+    """The resident weights by name, biases in slice order. Raises `StoreError` where they are damaged."""
+    content = (store.path / RESIDENT_FILE).read_bytes()
+    if native.crc32c(content) != store.index.resident_checksum:
+        raise StoreError(f"The resident weights {store.path / RESIDENT_FILE} are damaged; shard the model again.")
+    return load(content)
+
+
+def read_table(store: ShardStore, name: str) -> Tensor:
+    """A table of the store: `[rows, columns]` in its own dtype. Raises `StoreError` where a row is damaged."""
+    table = store.index.tables[name]
+    raw = np.fromfile(store.path / TABLES_FILE, np.uint8, table.rows * table.row_bytes, offset=table.offset)
+    rows = raw.reshape(table.rows, table.row_bytes)
+    for row, expected in zip(rows, store.row_checksums(name)):
+        if native.crc32c(row) != expected:
+            raise StoreError(f"The table {name} in {store.path / TABLES_FILE} is damaged; shard the model again.")
+    return torch.from_numpy(rows).view(getattr(torch, table.dtype))
+
+
+def read_piece(store: ShardStore, layer: int, kind: int, index: int) -> np.ndarray:
+    """The bytes of one piece, uint8. Raises `StoreError` where it is damaged."""
     layout = store.layouts[layer]
     offset, size = int(layout.piece_offset[kind, index]), int(layout.piece_bytes[kind, index])
     piece = np.fromfile(store.layer_path(layer), np.uint8, size, offset=offset)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +30,7 @@ from sti_hf.shards.store import (
     StoreIndex,
     Table,
 )
+from sti_hf.shards.whole_folder import whole_or_absent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +74,7 @@ def write_store(
     order = [tuple(map(int, layer)) for layer in slice_order or [range(grid.slices)] * grid.layers]
     base = model.base_model
     layers: Any = base.get_submodule(architecture.layers)
-    with _whole_or_absent(destination) as folder:
+    with whole_or_absent(destination) as folder:
         tables, table_keys = _write_tables(model, architecture, folder)
         left_out = _sliced_weight_keys(model, architecture) | table_keys
         _refuse_missing(left_out.intersection(missing))
@@ -122,34 +119,6 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         checksum = native.crc32c(_bytes_of(tensor))
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum}\n".encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _whole_or_absent(destination: Path) -> Iterator[Path]:
-    """A folder to write to, which takes its final name when all of it is on disk."""
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination} exists and is not empty; remove it or choose another name.")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
-        folder.chmod(0o755)
-        yield folder
-        for file in folder.rglob("*"):
-            file.chmod(file.stat().st_mode | 0o444)
-            _sync(file)
-        _sync(folder)
-        os.replace(folder, destination)
-        _sync(destination.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:

@@ -1,0 +1,35 @@
+"""`sti plan`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sti_hf.commands.options import add_config_options, add_verb, measured_profile, sti_config
+from sti_hf.drawing import draw_plan, terminal
+from sti_hf.integrations.session import plan_store
+from sti_hf.runtime.session import bucket_of
+from sti_hf.shards.store import ShardStore
+
+
+def add(verbs: Any) -> None:
+    """Defines the verb."""
+    add_config_options(add_verb(verbs, "plan", run, "show what would run for a latency and a preload buffer"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the verb."""
+    config = sti_config(options)
+    store = ShardStore.open(options.store)
+    profile = measured_profile(options, store, config.compute_dtype)
+    plan = plan_store(store, profile, config, bucket_of(config.seq_len))
+    if config.strict and not plan.feasible:
+        raise ValueError(
+            f"No plan meets {plan.target_latency * 1e3:.0f} ms: the smallest takes about "
+            f"{plan.predicted_latency * 1e3:.0f} ms."
+        )
+    if options.json:
+        print(plan.to_json())
+    else:
+        draw_plan(terminal(), plan)
+    return 0

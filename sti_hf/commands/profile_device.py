@@ -1,0 +1,40 @@
+"""`sti profile-device`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sti_hf.commands.options import DTYPE_HELP, add_store, add_verb, measured_profile
+from sti_hf.config import COMPUTE_DTYPES
+from sti_hf.drawing import terminal
+from sti_hf.integrations.session import device_profile_path
+from sti_hf.shards.store import ShardStore
+
+
+def add(verbs: Any) -> None:
+    """Defines the verb."""
+    profile = add_verb(verbs, "profile-device", run, "measure what reading and computing cost here")
+    add_store(profile)
+    profile.add_argument("--compute-dtype", choices=COMPUTE_DTYPES, default="auto", help=DTYPE_HELP)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the verb."""
+    store = ShardStore.open(options.store)
+    profile = measured_profile(options, store, options.compute_dtype, measure=True)
+    if options.json:
+        print(profile.to_json())
+        return 0
+    console = terminal()
+    console.print(
+        f"reading: {profile.bytes_per_second / 1e6:.0f} MB/s, {profile.request_seconds * 1e6:.0f} us a request\n"
+        f"compute: {profile.compute_dtype}, {profile.gemm} GEMM; one layer, {profile.widths[-1]} slices:"
+    )
+    for tokens, row, fixed in zip(profile.tokens, profile.layer_seconds, profile.fixed_seconds):
+        console.print(f"  {tokens:>4} tokens: {row[-1] * 1e3:7.2f} ms (outside the layers {fixed * 1e3:.2f} ms)")
+    weights = store.grid.slices * store.grid.slice_weights
+    times = "  ".join(f"{bits}: {each * weights * 1e3:.2f}" for bits, each in profile.decompress_seconds.items())
+    console.print(f"decompressing a layer, ms by bits: {times}")
+    console.print(f"kept in {device_profile_path(store, options.compute_dtype)}")
+    return 0

@@ -1,0 +1,42 @@
+"""A picture of what shards are worth."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sti_hf.profiling.examples import MISSING_EXTRA
+
+CELL = 0.35
+"""Inches of a shard's side."""
+
+
+def check_matplotlib() -> None:
+    """Raises `ValueError` where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ValueError(MISSING_EXTRA.format("matplotlib")) from error
+
+
+def save_heat_map(path: Path, worth: np.ndarray, title: str, unit: str) -> None:
+    """Writes a PNG of a matrix `[N, M]`: a row for every layer, the first on top, a column for every slice."""
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    layers, slices = worth.shape
+    figure = Figure(figsize=(slices * CELL + 2.2, layers * CELL + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(worth, cmap="viridis", aspect="equal")
+    axes.set(xlabel="slice (the checkpoint's attention head)", ylabel="layer", title=title)
+    axes.set_xticks(range(0, slices, -(-slices // 16)))
+    axes.set_yticks(range(0, layers, -(-layers // 16)))
+    figure.colorbar(image, label=unit)
+    written = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(written, format="png", dpi=150)
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)

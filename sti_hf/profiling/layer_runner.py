@@ -1,0 +1,200 @@
+"""Parts of a model's forward: up to a layer, one layer, from a layer on. The model's own code runs, whatever it is."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sti_hf.architectures import get_architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Inputs = Mapping[str, Tensor]
+
+STATES_IN_MEMORY = 1 << 30
+"""Hidden states of more bytes than this are kept in a file."""
+
+
+@dataclass
+class LayerExecutions:
+    """How often layers were executed: `sentences` counts each sentence in each layer, `tokens` each of its padded
+    tokens."""
+
+    sentences: int = 0
+    tokens: int = 0
+
+    def add(self, inputs: Inputs, layers: int) -> None:
+        """Counts a batch that went through that many layers."""
+        batch, tokens = inputs["input_ids"].shape
+        self.sentences += layers * batch
+        self.tokens += layers * batch * tokens
+
+
+class LayerRunner:
+    """Runs some layers of a model on hidden states that others have left, bit for bit as the whole model would.
+
+    The layers outside are taken out of the model while it runs, and the first one inside is given the hidden states in
+    place of its own: masks and position biases are whatever the model's code makes of the inputs.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.executions = LayerExecutions()
+        path = get_architecture(model.config).layers
+        parent, _, self._name = path.rpartition(".")
+        self._parent: Any = model.base_model.get_submodule(parent)
+        self._layers = list(getattr(self._parent, self._name))
+        self._returns_tuple = False
+
+    @torch.no_grad()
+    def embedded(self, inputs: Inputs) -> Tensor:
+        """The first layer's input: float32 `[batch, tokens, hidden]`."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        handle = self._layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            return self._reached(inputs)
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def advance(self, inputs: Inputs, layer: int, states: Tensor) -> Tensor:
+        """The output of one layer for its input: float32 `[batch, tokens, hidden]` both."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._returns_tuple = isinstance(output, tuple)
+            raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+        handle = self._layers[layer].register_forward_hook(stop)
+        self.executions.add(inputs, 1)
+        try:
+            with self._only(self._layers[layer : layer + 1]), _starting_with(self._layers[layer], states):
+                return self._reached(inputs)
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def finish(self, inputs: Inputs, layer: int, states: Tensor) -> Tensor:
+        """The logits, given the input of `layer`: only it and those above are executed."""
+        self.executions.add(inputs, len(self._layers) - layer)
+        with self._only(self._layers[layer:]), _starting_with(self._layers[layer], states):
+            return self._logits(inputs)
+
+    @torch.no_grad()
+    def head(self, inputs: Inputs, states: Tensor) -> Tensor:
+        """The logits, given the output of what is taken for the last layer. Some layer must have been run before."""
+        with self._only([_Given((states,) if self._returns_tuple else states)]):
+            return self._logits(inputs)
+
+    @torch.no_grad()
+    def run(self, inputs: Inputs) -> Tensor:
+        """The logits of the whole model."""
+        self.executions.add(inputs, len(self._layers))
+        return self._logits(inputs)
+
+    def _logits(self, inputs: Inputs) -> Tensor:
+        logits: Tensor = self.model(**inputs).logits
+        return logits
+
+    def _reached(self, inputs: Inputs) -> Tensor:
+        try:
+            self.model(**inputs)
+        except _Reached as reached:
+            return reached.states
+        raise AssertionError("the model's forward has not executed its layers")
+
+    @contextmanager
+    def _only(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """The model with these layers."""
+        whole = getattr(self._parent, self._name)
+        setattr(self._parent, self._name, nn.ModuleList(layers))
+        try:
+            yield
+        finally:
+            setattr(self._parent, self._name, whole)
+
+
+class HiddenStates:
+    """Inputs of one layer, the first one at first, for all batches: in memory, or in a file where they are many.
+
+    Args:
+        runner: of the model, whose weights count at the time when a layer is executed.
+        batches: the model's inputs.
+        folder: for the file. It has no name there and is gone with the process.
+    """
+
+    def __init__(self, runner: LayerRunner, batches: Sequence[Inputs], folder: Path | None = None) -> None:
+        self.runner = runner
+        self.batches = batches
+        self.layer = 0
+        shapes = [(*batch["input_ids"].shape, runner.model.config.hidden_size) for batch in batches]
+        sizes = [math.prod(shape) for shape in shapes]
+        if 4 * sum(sizes) > STATES_IN_MEMORY:
+            with tempfile.NamedTemporaryFile(dir=folder) as file:
+                memory = torch.from_file(file.name, shared=True, size=sum(sizes))
+        else:
+            memory = torch.empty(sum(sizes))
+        self._states = [part.view(shape) for part, shape in zip(memory.split(sizes), shapes)]
+        for batch, states in zip(batches, self._states):
+            states.copy_(runner.embedded(batch))
+
+    def advance_to(self, layer: int) -> None:
+        """Executes the layers below `layer`."""
+        while self.layer < layer:
+            for batch, states in zip(self.batches, self._states):
+                states.copy_(self.runner.advance(batch, self.layer, states))
+            self.layer += 1
+
+    def finish(self, index: int) -> Tensor:
+        """The logits of a batch, executing the layers that are left."""
+        return self.runner.finish(self.batches[index], self.layer, self._states[index])
+
+    def head(self, index: int) -> Tensor:
+        """The logits of a batch as if there were no more layers."""
+        return self.runner.head(self.batches[index], self._states[index])
+
+
+class _Given(nn.Module):
+    """A layer whose output is known."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+
+class _Reached(Exception):
+    """Ends a forward whose hidden states are all that is wanted of it."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+@contextmanager
+def _starting_with(layer: nn.Module, states: Tensor) -> Iterator[None]:
+    """The layer takes these hidden states for its input, whatever it is called with."""
+
+    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (states, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": states}
+
+    handle = layer.register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

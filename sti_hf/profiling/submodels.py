@@ -1,0 +1,49 @@
+"""How well the n x m submodels of a model do on a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from sti_hf.profiling.evaluation import Evaluation
+from sti_hf.profiling.layer_runner import HiddenStates, LayerRunner
+from sti_hf.profiling.plan_weights import PlanWeights
+from sti_hf.shards.layout import PLANES
+
+STEPS = 4
+"""Depths and widths that are measured: this many each, evenly spread."""
+
+
+def coarse_grid(layers: int, slices: int) -> list[tuple[int, int]]:
+    """Submodels (n, m) in even steps, width by width, the whole model among them."""
+    depths = sorted({-(-layers * step // STEPS) for step in range(1, STEPS + 1)})
+    widths = sorted({-(-slices * step // STEPS) for step in range(1, STEPS + 1)})
+    return [(depth, width) for width in widths for depth in depths]
+
+
+def submodel_scores(
+    runner: LayerRunner,
+    weights: PlanWeights,
+    evaluation: Evaluation,
+    submodels: Sequence[tuple[int, int]],
+    order: np.ndarray,
+    scratch: Path | None = None,
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """The task's leading metric of submodels: the first n layers, and of each the first m of its slices in `order`, at
+    6 bits, above which nothing was measured to be won.
+
+    `order` int `[N, M]` names slices as stored. Submodels of one width that stand together share their layers.
+    `scratch` is a folder for hidden states where they are too many for memory.
+    """
+    grid = weights.store.grid
+    for width, group in groupby(submodels, lambda submodel: submodel[1]):
+        bits = np.zeros((grid.layers, grid.slices), dtype=np.int64)
+        np.put_along_axis(bits, order[:, :width], PLANES, axis=1)
+        weights.set(bits)
+        states = HiddenStates(runner, [batch.inputs for batch in evaluation.batches], scratch)
+        for submodel in sorted(group):
+            states.advance_to(submodel[0])
+            yield submodel, evaluation.score(states.head).value

@@ -1,0 +1,83 @@
+"""Another order of the slices of a store: the same shards, in other places."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sti_hf import native
+from sti_hf.architectures import Architecture
+from sti_hf.shards.layout import KINDS
+from sti_hf.shards.partition import permute_bias
+from sti_hf.shards.reading import read_piece, read_resident
+from sti_hf.shards.safetensors_file import SafetensorsWriter
+from sti_hf.shards.sharding import SHARDS_FILE
+from sti_hf.shards.store import INDEX_FILE, RESIDENT_FILE, ShardStore
+from sti_hf.shards.whole_folder import whole_or_unchanged
+
+
+def reorder_store(
+    store: ShardStore,
+    architecture: Architecture,
+    order: Sequence[Sequence[int]],
+    progress: Callable[[int], object] = lambda layers: None,
+) -> ShardStore:
+    """Rewrites a store with its slices in another order, whole or not at all; everything else stays.
+
+    Slice k of layer l is then the one that was stored as slice `order[l][k]`. At full grid the model computes what it
+    did before. `progress` is called with the number of layers done. Raises `ValueError` where `order` is not a
+    permutation of every layer's slices, `StoreError` where the store is damaged.
+    """
+    every = list(range(store.grid.slices))
+    if len(order) != store.grid.layers or any(sorted(slices) != every for slices in order):
+        raise ValueError(
+            f"order must have the slices 0 to {every[-1]} once for each of the {store.grid.layers} layers."
+        )
+    rewritten = {INDEX_FILE, RESIDENT_FILE, *store.index.layer_files}
+    with whole_or_unchanged(store.path) as folder:
+        shutil.copytree(store.path, folder, ignore=lambda at, names: rewritten & set(names), dirs_exist_ok=True)
+        save_file(_resident(store, architecture, order), folder / RESIDENT_FILE, metadata={"format": "pt"})
+        offsets = []
+        with SafetensorsWriter(folder / SHARDS_FILE, store.grid.layers) as writer:
+            for layer in range(store.grid.layers):
+                offsets.append(writer.position)
+                for kind in range(KINDS):
+                    for k in order[layer]:
+                        writer.append(read_piece(store, layer, kind, k))
+                writer.pad()
+                writer.finish_tensor(f"layers.{layer}", "U8", (writer.position - offsets[-1],))
+                progress(layer + 1)
+        unchanged = {name: size for name, size in store.index.files.items() if name not in rewritten}
+        index = replace(
+            store.index,
+            slice_order=_permuted(store.index.slice_order, order),
+            header_bytes=_permuted(store.index.header_bytes, order),
+            checksums=np.stack([checksums[:, slices] for checksums, slices in zip(store.index.checksums, order)]),
+            layer_files=(SHARDS_FILE,) * store.grid.layers,
+            layer_offsets=tuple(offsets),
+            files=unchanged | {name: (folder / name).stat().st_size for name in (RESIDENT_FILE, SHARDS_FILE)},
+            resident_checksum=native.crc32c((folder / RESIDENT_FILE).read_bytes()),
+        )
+        (folder / INDEX_FILE).write_text(index.to_json())
+    return ShardStore.open(store.path)
+
+
+def _permuted(rows: Sequence[Sequence[int]], order: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row[k] for k in slices) for row, slices in zip(rows, order))
+
+
+def _resident(store: ShardStore, architecture: Architecture, order: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """The resident weights, biases of sliced matrices in the new order."""
+    resident = read_resident(store)
+    for layer in range(store.grid.layers):
+        for matrix in architecture.matrices:
+            bias = f"{architecture.layers}.{layer}.{matrix.module}.bias"
+            for name in resident:
+                if name == bias or name.endswith(f".{bias}"):
+                    resident[name] = permute_bias(resident[name], store.grid, matrix.name, order[layer]).contiguous()
+    return resident
