@@ -1,4 +1,5 @@
-"""Measured against predicted latency of cold inferences, for several target latencies.
+"""Measured against predicted latency of cold inferences, for several target latencies, and against the least that the
+profile's IO and compute allow: how well they are pipelined.
 
     python eval/bench_latency.py --model CHECKPOINT_OR_STORE --disk-rate 200
 
@@ -24,6 +25,21 @@ import sti_hf
 from eval.disk import add_rate_option, disk_rate, evict
 from eval.live_app import warm_up
 from sti_hf.integrations.checkpoint import resolve_store, stock_class
+from sti_hf.integrations.session import device_profile
+from sti_hf.planning.reads import PieceTable
+from sti_hf.shards.store import WORD_EMBEDDINGS
+
+
+def pipeline_bound(store: sti_hf.ShardStore, profile: sti_hf.DeviceProfile, plan: sti_hf.ExecutionPlan) -> float:
+    """Seconds that a plan's forward takes at least: the longest of all "IO up to layer l, compute from l on", with the
+    embedding rows before it and what is computed outside the layers after it."""
+    pieces = PieceTable(store.layouts).take(plan.layers)
+    executed = list(plan.layers)
+    streamed = pieces.needed(plan.bits[executed]) & ~plan.preloaded_pieces[executed].reshape(len(executed), -1)
+    io = profile.io_seconds(*pieces.reads(streamed)).cumsum()
+    compute = plan.timeline.compute_end - plan.timeline.compute_start
+    rows = profile.embedding_seconds(plan.seq_len, store.index.tables[WORD_EMBEDDINGS].row_bytes)
+    return float((io + compute[::-1].cumsum()[::-1]).max() + rows + profile.fixed_compute(plan.seq_len))
 
 
 def cold_inferences(store: sti_hf.ShardStore, target: float, arguments: argparse.Namespace) -> dict[str, object]:
@@ -55,6 +71,7 @@ def cold_inferences(store: sti_hf.ShardStore, target: float, arguments: argparse
         "median_ms": median(seconds) * 1e3,
         "p95_ms": seconds[int(0.95 * len(seconds))] * 1e3,
         "median_over_predicted": median(seconds) / plan.predicted_latency,
+        "median_over_bound": median(seconds) / pipeline_bound(store, device_profile(store), plan),
         "share_under_1.05_T": sum(value < 1.05 * target for value in seconds) / len(seconds),
         "bytes_as_planned": set(read) == {plan.streamed_bytes},
         "streamed_MB": plan.streamed_bytes / 1e6,

@@ -2,7 +2,9 @@
 
 Before every pass the file is dropped from the page cache. Reported are medians of interleaved passes.
 
-    python eval/bench_stream.py --file /path/on/the/disk/of/interest --threads 1 2 --request-kib 512 2048
+    python -m eval.bench_stream --file /path/on/the/disk/of/interest --disk-rate 200 --request-kib 512
+
+Shares are of the fastest dd. A rate is held for dd and the streamer alike, by the kernel, as root.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from eval.disk import add_rate_option, disk_rate
 from sti_hf import native
 
 BLOCK = 4096
@@ -114,10 +119,12 @@ def measure(path: str, arguments: argparse.Namespace) -> list[dict[str, object]]
                 name = f"streamer, {kib} KiB, {threads} thread{'s' * (threads > 1)}{', checksums' * check}"
                 passes[name] = Sequential(path, size, kib << 10, threads, check)
     results: list[dict[str, object]] = []
-    print(f"{'sequential':<50}{'MB/s':>8}")
-    for name, seconds in medians(path, passes, arguments.rounds).items():
-        print(f"{name:<50}{size / seconds / 1e6:8.0f}", flush=True)
-        results.append({"name": name, "bytes": size, "seconds": seconds})
+    sequential = medians(path, passes, arguments.rounds)
+    best_dd = min(seconds for name, seconds in sequential.items() if name.startswith("dd"))
+    print(f"{'sequential':<50}{'MB/s':>8}{'of dd':>8}")
+    for name, seconds in sequential.items():
+        print(f"{name:<50}{size / seconds / 1e6:8.0f}{best_dd / seconds:8.1%}", flush=True)
+        results.append({"name": name, "bytes": size, "seconds": seconds, "of_dd": best_dd / seconds})
 
     rows, row_bytes = arguments.rows, arguments.row_bytes
     gathers = {threads: Gather(path, size, rows, row_bytes, threads) for threads in arguments.gather_threads}
@@ -139,15 +146,17 @@ def main() -> None:
     parser.add_argument("--row-bytes", type=int, default=3072, help="bytes of a row (default 3072)")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved passes (default 9)")
     parser.add_argument("--json", metavar="FILE", help="write the results to this file")
+    add_rate_option(parser)
     arguments = parser.parse_args()
 
-    if arguments.file:
-        results = measure(arguments.file, arguments)
-    else:
-        with tempfile.TemporaryDirectory(dir=".") as folder:
-            path = os.path.join(folder, "random")
+    with ExitStack() as stack:
+        path = arguments.file
+        if path is None:
+            path = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(dir=".")), "random")
             make_file(path, 96 * MIB)
-            results = measure(path, arguments)
+        how = stack.enter_context(disk_rate(Path(path).resolve().parent, arguments.disk_rate, arguments.emulate))
+        print(f"disk: {how}")
+        results = measure(path, arguments)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(results, file, indent=1)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import mmap
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sti_hf import native
-
 CGROUPS = Path("/sys/fs/cgroup")
+EMULATED = "EMULATED in the streamer"
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 def add_rate_option(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +37,7 @@ def disk_rate(folder: Path, megabytes_per_second: float | None, emulate: bool = 
     with ExitStack() as stack:
         how = None if emulate else _enter_throttled(stack, folder, rate)
         if how is None:
-            how = "EMULATED in the streamer"
+            how = EMULATED
             os.environ["STI_READ_RATE"] = str(rate)
             stack.callback(os.environ.pop, "STI_READ_RATE")
         yield f"{megabytes_per_second:.0f} MB/s, {how}"
@@ -82,8 +84,41 @@ def _disk(folder: Path) -> str:
 
 
 def evict(*paths: Path) -> None:
-    """Takes files, or all files of folders, out of the page cache."""
-    for path in paths:
-        for file in path.rglob("*") if path.is_dir() else [path]:
-            if file.is_file():
-                native.evict(str(file))
+    """Takes files, or all files of folders, out of the page cache, written to the disk first."""
+    for file in _files(paths):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def drop_caches() -> None:
+    """Takes everything out of the page cache that no process has mapped. Raises `PermissionError` unless root."""
+    os.sync()
+    DROP_CACHES.write_text("3")
+
+
+def cached_bytes(*paths: Path) -> int:
+    """How many bytes of files, or of all files of folders, are in the page cache."""
+    return sum(map(_cached, _files(paths)))
+
+
+def _files(paths: tuple[Path, ...]) -> list[Path]:
+    found = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    return [file for file in found if file.is_file()]
+
+
+def _cached(file: Path) -> int:
+    size = file.stat().st_size
+    if size == 0:
+        return 0
+    access = (
+        mmap.PROT_READ | mmap.PROT_WRITE
+    )  # of a private mapping: ctypes gives the address of writable memory alone
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), size, mmap.MAP_PRIVATE, access) as mapped:
+        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        first = ctypes.c_ubyte.from_buffer(mapped)
+        failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.byref(first), ctypes.c_size_t(size), pages)
+        del first
+    if failed:
+        raise OSError(ctypes.get_errno(), f"mincore failed on {file}")
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE

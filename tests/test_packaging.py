@@ -29,6 +29,11 @@ def requirements(extra: str = "") -> dict[str, Requirement]:
     return {canonicalize_name(one.name): one for one in asked}
 
 
+def optional_requirements() -> dict[str, Requirement]:
+    """What the extras for users ask for, by name."""
+    return requirements("eval") | requirements("report")
+
+
 def constraints() -> dict[str, Requirement]:
     """Lines of constraints.txt, by name."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
@@ -67,7 +72,7 @@ def test_constraints_pin_every_requirement_within_its_range() -> None:
     for pin in pins.values():
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{pin} is not a pinned version"
         assert pin.url is None
-    for name, requirement in requirements("dev").items() | requirements("eval").items():
+    for name, requirement in requirements("dev").items() | optional_requirements().items():
         if name == "sti-hf":
             continue
         (pin,) = pins[name].specifier
@@ -99,7 +104,7 @@ def distributions() -> dict[str, set[str]]:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_are_declared(source: Path) -> None:
     core = requirements().keys() | {"sti-hf"}
-    optional = core | requirements("eval").keys()
+    optional = core | optional_requirements().keys()
     for module, at_import in imports(ast.parse(source.read_text())):
         if module in sys.stdlib_module_names or module == "sti_hf":
             continue

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 import functools
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sti_hf import native
 from sti_hf.config import STIConfig
 from sti_hf.integrations.checkpoint import resolve_store
+from sti_hf.integrations.plain_loading import build_plain, is_plain
 from sti_hf.integrations.quantizer import is_loading, loading
 from sti_hf.integrations.session import open_session
-from sti_hf.runtime.buffers import allocate
-from sti_hf.shards.store import RESIDENT_FILE, ShardStore, StoreError, is_store, store_defaults
+from sti_hf.runtime.session import STISession
+from sti_hf.shards.resident import read_resident
+from sti_hf.shards.store import RESIDENT_FILE, ShardStore, is_store, store_defaults
 
-RESIDENT_BLOCK = 1 << 20
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -62,40 +63,59 @@ def _load(
 ) -> Any:
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
     store = resolve_store(source, sti_config.quantizer, **hub)
-    session = open_session(store, sti_config, cls)
-    errors: list[Exception] = []
-    try:
-        resident = threading.Thread(target=_warm_resident, args=(store, errors), daemon=True)
-        resident.start()
-        config = kwargs.pop("config", None)
-        if isinstance(config, PreTrainedConfig):
-            config = copy.deepcopy(config)
-            config.quantization_config = {"quant_method": "sti"}
-            config.transformers_weights = RESIDENT_FILE
-            kwargs["config"] = config
+    kwargs = _with_config(cls, {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS})
+    with ThreadPoolExecutor(1, thread_name_prefix="sti_resident") as reader:
+        resident = reader.submit(read_resident, store)
+        session = open_session(store, sti_config, cls)
         try:
             with loading(session):
-                loaded = stock(cls, store.path, *args, **{k: v for k, v in kwargs.items() if k not in HUB_ARGUMENTS})
-        finally:
-            resident.join()
-            if errors:  # whatever Transformers made of damaged weights
-                raise errors[0]
-    except BaseException:
-        session.close()
-        raise
+                loaded = _plain(cls, store, session, resident, args, kwargs)
+                if loaded is None:
+                    resident.result()  # raises if they are damaged, which Transformers would not see
+                    loaded = stock(cls, store.path, *args, **_with_resident_file(kwargs))
+        except BaseException:
+            session.close()
+            raise
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.config.name_or_path = str(source)
     return loaded
 
 
-def _warm_resident(store: ShardStore, errors: list[Exception]) -> None:
-    """Reads the resident weights in one go and checks them, while the model is being built: what Transformers then
-    maps is already in the page cache."""
-    checksum, block = 0, allocate(RESIDENT_BLOCK)
-    with (store.path / RESIDENT_FILE).open("rb", buffering=0) as file:
-        while read := file.readinto(block.data):
-            checksum = native.crc32c(block[:read], checksum)
-    if checksum != store.index.resident_checksum:
-        errors.append(
-            StoreError(f"{store.path / RESIDENT_FILE} is damaged: its checksum does not match; run `sti verify`.")
-        )
+def _with_config(cls: type[PreTrainedModel], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments whose configuration, where it is named by a path, is loaded, with the fields that are given for it."""
+    config = kwargs.get("config")
+    if not isinstance(config, str | Path) or cls.config_class is None:
+        return kwargs
+    own = {name: kwargs[name] for name in ("dtype", "attn_implementation") if name in kwargs}
+    fields = {name: value for name, value in kwargs.items() if name not in ("config", *own)}
+    loaded, others = cls.config_class.from_pretrained(config, return_unused_kwargs=True, **fields)
+    return {**own, **others, "config": loaded}
+
+
+def _plain(
+    cls: type[PreTrainedModel],
+    store: ShardStore,
+    session: STISession,
+    resident: Future[dict[str, Tensor]],
+    args: Any,
+    kwargs: dict[str, Any],
+) -> PreTrainedModel | None:
+    """The model, where the call is a plain one; else None."""
+    config = kwargs.get("config")
+    options = {name: value for name, value in kwargs.items() if name != "config"}
+    if config is None and cls.config_class is not None:
+        config = cls.config_class.from_pretrained(store.path)
+    if not isinstance(config, PreTrainedConfig) or not is_plain(cls, config, args, options):
+        return None
+    return build_plain(cls, config, session.config, resident)
+
+
+def _with_resident_file(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments whose configuration, if one is given, names the store's weights."""
+    config = kwargs.get("config")
+    if not isinstance(config, PreTrainedConfig):
+        return kwargs
+    config = copy.deepcopy(config)
+    config.quantization_config = {"quant_method": "sti"}
+    config.transformers_weights = RESIDENT_FILE
+    return {**kwargs, "config": config}

@@ -18,12 +18,14 @@ from transformers.utils import logging
 from sti_hf import native
 from sti_hf.config import STIConfig
 from sti_hf.integrations.checkpoint import cache_home, stock_class
+from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.quantizer import loading
-from sti_hf.planning import DeviceProfile, ExecutionPlan, make_plan
+from sti_hf.planning import DeviceProfile, ExecutionPlan, ImportanceProfile, make_plan
+from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_path, read_profile, submodel_accuracy
 from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
-from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore, Table
+from sti_hf.shards.store import INDEX_FILE, WORD_EMBEDDINGS, ShardStore, Table, store_defaults
 
 
 def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrainedModel] | None = None) -> STISession:
@@ -31,8 +33,29 @@ def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrai
     Profiles the device first where that has not been done."""
     profile = device_profile(store, config.compute_dtype)
     path = ComputePath(profile.compute_dtype, profile.gemm)
-    make_plan = functools.partial(plan_store, store, profile, model_class=model_class)
+    make_plan = functools.partial(_cached_plan, store, profile, model_class)
     return STISession(store, config, make_plan, path, rate_limit())
+
+
+def _cached_plan(
+    store: ShardStore,
+    profile: DeviceProfile,
+    model_class: type[PreTrainedModel] | None,
+    config: STIConfig,
+    tokens: int,
+) -> ExecutionPlan:
+    """`plan_store`, with the plans kept in the cache."""
+    importance = _importance_name(store, config)
+    key = {
+        "store": [store.index.fingerprint, file_state(store.path / INDEX_FILE)],
+        "importance": file_state(profile_path(store, importance)) if importance else None,
+        "profile": profile.to_json(),
+        "config": config.to_dict(),
+        "tokens": tokens,
+        "heads": [table.offset for table in _streamed_heads(store, model_class)],
+    }
+    make_plan = functools.partial(plan_store, store, profile, config, tokens, model_class)
+    return cached_plan(cache_home() / "plans", key, make_plan)
 
 
 def plan_store(
@@ -43,10 +66,7 @@ def plan_store(
     model_class: type[PreTrainedModel] | None = None,
 ) -> ExecutionPlan:
     """The plan for a store, a configuration, a number of tokens and a class of models (None: the one sharded)."""
-    if config.importance is not None:
-        raise ValueError(
-            f"The store has no importance profile {config.importance!r}; leave importance out for the default order."
-        )
+    importance, accuracy = _importance(store, config)
     heads = _streamed_heads(store, model_class)
     return make_plan(
         store.layouts,
@@ -57,10 +77,39 @@ def plan_store(
         strategy=config.strategy,
         fidelity=config.fidelity,
         allocator=config.allocator,
+        importance=importance,
+        submodel_accuracy=accuracy,
         staging_budget=config.staging_budget,
         row_bytes=store.index.tables[WORD_EMBEDDINGS].row_bytes,
         extra_seconds=sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in heads),
     )
+
+
+def _importance(store: ShardStore, config: STIConfig) -> tuple[ImportanceProfile | None, dict[tuple[int, int], float]]:
+    """The importance profile to plan with, None for the default order, and the accuracy of submodels, as far as that
+    was measured."""
+    name = _importance_name(store, config)
+    if name is None:
+        return None, {}
+    path = profile_path(store, name)
+    return _read_importance(store, name, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+def _importance_name(store: ShardStore, config: STIConfig) -> str | None:
+    """The importance profile that a configuration, or else the store, names; None for the default order."""
+    if config.strategy != "sti":
+        return None
+    name = config.importance or store_defaults(store.path).get("importance") or DEFAULT_ORDER
+    return None if name == DEFAULT_ORDER else name
+
+
+@functools.lru_cache(maxsize=4)
+def _read_importance(
+    store: ShardStore, name: str, changed: int
+) -> tuple[ImportanceProfile, dict[tuple[int, int], float]]:
+    """Plans of many lengths are made with one profile: it is read once, unless its file has `changed`."""
+    profile, facts = read_profile(store, name)
+    return profile, submodel_accuracy(store, facts)
 
 
 def _streamed_heads(store: ShardStore, model_class: type[PreTrainedModel] | None) -> list[Table]:
@@ -78,7 +127,7 @@ def _streamed_heads(store: ShardStore, model_class: type[PreTrainedModel] | None
 def device_profile(store: ShardStore, compute_dtype: str = "auto", *, measure: bool = False) -> DeviceProfile:
     """The device profile for a store, from the cache; measured, with a progress bar, where it is absent or cannot be
     read, or on demand. That takes seconds."""
-    path = profile_path(store, compute_dtype)
+    path = device_profile_path(store, compute_dtype)
     if path.exists() and not measure:
         try:
             return DeviceProfile.from_json(path.read_text())
@@ -111,7 +160,7 @@ def _quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def profile_path(store: ShardStore, compute_dtype: str) -> Path:
+def device_profile_path(store: ShardStore, compute_dtype: str) -> Path:
     """Where the device profile for a store is cached: one for every store, disk, processor and compute dtype."""
     device = (
         platform.machine(),

@@ -13,7 +13,7 @@ import numpy as np
 
 from sti_hf.planning import ExecutionPlan
 from sti_hf.planning.staging import place_layers, reads_downwards
-from sti_hf.runtime.buffers import LOCATION_SHIFT, PRELOAD, STAGING, location
+from sti_hf.runtime.buffers import PRELOAD, STAGING, location
 from sti_hf.shards.layout import FULL, FULL_PIECE, HEADER_PIECE, PLANES, LayerLayout
 from sti_hf.shards.store import ShardStore
 
@@ -98,61 +98,59 @@ class Placement:
         """Reads in plan order: of each executed layer k the pieces `preload[k]` (bool `[KINDS, M]`) that the preload
         buffer still lacks, then its streamed pieces, the latter only into memory whose layer has been released.
         """
-        requests: list[list[int]] = []
+        requests = [np.empty((0, 7), dtype=np.int64)]
         pieces = [np.empty((0, 4), dtype=np.int64)]
         for group, placed in enumerate(self.layers):
             for buffer, present, image in (
                 (PRELOAD, preload[group] & placed.preloaded, placed.preload_image),
                 (STAGING, placed.streamed, placed.staging_image),
             ):
-                for offset, length, held in self._reads(placed, present, reads_downwards(group)):
-                    start = int(image.place(np.array([offset]))[0])
-                    free_after = self._free_after(group, start, start + length) if buffer == STAGING else 0
-                    file = self.files[self.store.index.layer_files[placed.layer]]
-                    requests.append(
-                        [file, offset, length, start | buffer << LOCATION_SHIFT, group, free_after, len(held)]
-                    )
-                    pieces.append(self._checks(placed, buffer, image, held))
-        return np.array(requests, dtype=np.int64).reshape(-1, 7), np.concatenate(pieces)
+                if present.any():
+                    read, checked = self._reads(group, present, image, buffer)
+                    requests.append(read)
+                    pieces.append(checked)
+        return np.concatenate(requests), np.concatenate(pieces)
 
     @cached_property
     def streamed_requests(self) -> Requests:
         """Reads of an inference whose preload buffer is filled."""
         return self.requests([np.zeros_like(placed.preloaded) for placed in self.layers])
 
-    def _reads(
-        self, placed: LayerPlacement, present: np.ndarray, downwards: bool
-    ) -> list[tuple[int, int, np.ndarray]]:
-        """Offset and length of the requests for some pieces of a layer, and kind and slice of those it completes."""
-        layout = self.store.layouts[placed.layer]
+    def _reads(self, group: int, present: np.ndarray, image: Image, buffer: int) -> Requests:
+        """The reads for some pieces of a layer, and what it takes to check them."""
+        layer = self.layers[group].layer
+        layout, downwards = self.store.layouts[layer], reads_downwards(group)
+        spans = [
+            (start, min(start + REQUEST_BYTES, offset + length))
+            for offset, length in layout.read_ranges(present).tolist()
+            for start in range(offset, offset + length, REQUEST_BYTES)
+        ]
+        starts, ends = np.array(spans[::-1] if downwards else spans, dtype=np.int64).T
         kinds, slices = np.nonzero(present & (layout.piece_bytes > 0))
-        first = layout.piece_offset[kinds, slices]
-        last = first + layout.piece_bytes[kinds, slices]
-        reads = []
-        for offset, length in layout.read_ranges(present).tolist():
-            for start in range(offset, offset + length, REQUEST_BYTES):
-                end = min(start + REQUEST_BYTES, offset + length)
-                # A piece is complete with the last request that has a part of it.
-                completed = (first >= start) & (first < end) if downwards else (last > start) & (last <= end)
-                reads.append((start, end - start, np.stack((kinds[completed], slices[completed]), axis=1)))
-        return reads[::-1] if downwards else reads
+        first, sizes = layout.piece_offset[kinds, slices], layout.piece_bytes[kinds, slices]
+        # A piece is complete with the last request that has a part of it.
+        completed = (first if downwards else first + sizes - 1)[:, None]
+        request_of = ((completed >= starts) & (completed < ends)).argmax(axis=1)
+        order = np.argsort(request_of, kind="stable")
+        places = image.place(starts)
+        free_after = self._free_after(group, places, places + ends - starts) if buffer == STAGING else 0
+        requests = np.empty((len(starts), 7), dtype=np.int64)
+        requests[:, 0] = self.files[self.store.index.layer_files[layer]]
+        requests[:, 1], requests[:, 2], requests[:, 3] = starts, ends - starts, location(buffer, places)
+        requests[:, 4], requests[:, 5] = group, free_after
+        requests[:, 6] = np.bincount(request_of, minlength=len(starts))
+        checksums = self.store.index.checksums[layer][kinds, slices].astype(np.int64)
+        checked = np.stack((location(buffer, image.place(first)), sizes, checksums, first), axis=1)
+        return requests, checked[order]
 
-    def _checks(self, placed: LayerPlacement, buffer: int, image: Image, held: np.ndarray) -> np.ndarray:
-        """int64 `[k, 4]`: what the streamer needs to check the pieces `held` (`[k, 2]`, kind and slice)."""
-        kinds, slices = held[:, 0], held[:, 1]
-        layout = self.store.layouts[placed.layer]
-        offsets = layout.piece_offset[kinds, slices]
-        checksums = self.store.index.checksums[placed.layer][kinds, slices].astype(np.int64)
-        places = location(buffer, image.place(offsets))
-        return np.stack((places, layout.piece_bytes[kinds, slices], checksums, offsets), axis=1)
-
-    def _free_after(self, group: int, start: int, end: int) -> int:
-        """How many groups must have been released before bytes `start` to `end` of the staging buffer are free."""
-        for earlier in range(group - 1, -1, -1):
+    def _free_after(self, group: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """How many groups must have been released before each of these ranges of the staging buffer is free."""
+        free_after = np.zeros_like(starts)
+        for earlier in range(group):
             image = self.layers[earlier].staging_image
-            if image.bytes and image.start < end and start < image.start + image.bytes:
-                return earlier + 1
-        return 0
+            if image.bytes:
+                free_after[(image.start < ends) & (starts < image.start + image.bytes)] = earlier + 1
+        return free_after
 
 
 def _one_after_the_other(sizes: Sequence[int]) -> list[int]:
@@ -165,24 +163,21 @@ def matrix_tables(store: ShardStore, placed: LayerPlacement, bits: np.ndarray) -
     active = np.flatnonzero(bits)
     places = placed.locations(layout)[:, active]
     fidelities = bits[active].astype(np.int64)
-    is_full = fidelities == FULL
-    tables = {}
-    for index, (name, _) in enumerate(grid.rows):
-        first = grid.first_row[name]
-        table = np.full((len(active), 10), -1, dtype=np.int64)
-        table[:, 0] = fidelities
-        for plane in range(1, PLANES + 1):
-            at = layout.bits_offset(plane) + first * grid.row_length // 8
-            table[:, plane] = np.where(fidelities >= plane, places[plane] + at, -1)
-        at_full = first * grid.row_length * layout.full_itemsize
-        table[is_full, 1:] = -1
-        table[is_full, 1] = places[FULL_PIECE, is_full] + at_full
-        quantized = np.flatnonzero(~is_full)
-        codebook = np.array([index * 4 * 2**k for k in fidelities[quantized]], dtype=np.int64)
-        table[quantized, 7] = places[fidelities[quantized], quantized] + codebook
-        if store.index.has_scales:
-            codebooks = np.array([layout.codebook_bytes(k) for k in fidelities[quantized]], dtype=np.int64)
-            table[quantized, 8] = places[fidelities[quantized], quantized] + codebooks + 2 * first
-        table[quantized, 9] = places[HEADER_PIECE, quantized]
-        tables[name] = table
-    return tables
+    first = np.array([[grid.first_row[name]] for name in grid.matrices])
+    tables = np.full((len(first), len(active), 10), -1, dtype=np.int64)
+    tables[..., 0] = fidelities
+    for plane in range(1, PLANES + 1):
+        at = layout.bits_offset(plane) + first * grid.row_length // 8
+        tables[..., plane] = np.where(fidelities >= plane, places[plane] + at, -1)
+    full = np.flatnonzero(fidelities == FULL)
+    tables[:, full, 1:] = -1
+    tables[:, full, 1] = places[FULL_PIECE, full] + first * grid.row_length * layout.full_itemsize
+    quantized = np.flatnonzero(fidelities != FULL)
+    depths = fidelities[quantized]
+    planes = places[depths, quantized]
+    tables[:, quantized, 7] = planes + np.arange(len(first))[:, None] * 4 * 2**depths
+    if store.index.has_scales:
+        codebooks = np.array([layout.codebook_bytes(depth) for depth in depths], dtype=np.int64)
+        tables[:, quantized, 8] = planes + codebooks + 2 * first
+    tables[:, quantized, 9] = places[HEADER_PIECE, quantized]
+    return dict(zip(grid.matrices, tables))

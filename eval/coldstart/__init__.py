@@ -1,0 +1,1 @@
+"""What answers first, and from how much memory: each competitor as its own documentation advises."""

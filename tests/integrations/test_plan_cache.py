@@ -1,0 +1,103 @@
+"""Plans are kept on disk for as long as nothing they depend on changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sti_hf import STIConfig
+from sti_hf.integrations import plan_cache, session
+from sti_hf.integrations.checkpoint import cache_home
+from sti_hf.integrations.session import open_session, plan_store
+from sti_hf.shards.store import INDEX_FILE, ShardStore
+from tests.integrations.checkpoints import DEVICE
+
+
+@pytest.fixture
+def store(classifier_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardStore:
+    """A store, and a cache, of one's own."""
+    monkeypatch.setenv("STI_HOME", str(tmp_path / "home"))
+    return ShardStore.open(shutil.copytree(classifier_store, tmp_path / "store"))
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Token counts that were planned for, one after the other."""
+    counts: list[int] = []
+
+    def counting(store: Any, profile: Any, config: Any, tokens: int, *others: Any) -> Any:
+        counts.append(tokens)
+        return plan_store(store, profile, config, tokens, *others)
+
+    monkeypatch.setattr(session, "plan_store", counting)
+    return counts
+
+
+def open_plan(store: ShardStore, **config: Any) -> Any:
+    opened = open_session(store, STIConfig(**config))
+    opened.close()
+    return opened.plan
+
+
+def test_the_second_session_does_not_plan(store: ShardStore, planned: list[int]) -> None:
+    first, second = open_plan(store), open_plan(store)
+    assert planned == [128]
+    assert second.to_json() == first.to_json()
+    assert np.array_equal(second.preloaded_pieces, first.preloaded_pieces)
+
+
+@pytest.mark.parametrize(
+    "change", [{"target_latency": 0.01}, {"preload_budget": 0}, {"seq_len": 16}, {"allocator": "two_pass"}], ids=str
+)
+def test_another_configuration(store: ShardStore, planned: list[int], change: dict[str, Any]) -> None:
+    open_plan(store)
+    plan = open_plan(store, **change)
+    assert len(planned) == 2
+    name, value = next(iter(change.items()))
+    assert getattr(plan, name) == value
+
+
+def test_another_device(store: ShardStore, planned: list[int]) -> None:
+    open_plan(store)
+    session.device_profile_path(store, "auto").write_text(
+        DEVICE.to_json().replace(str(DEVICE.bytes_per_second), str(DEVICE.bytes_per_second / 2))
+    )
+    open_plan(store)
+    assert len(planned) == 2
+
+
+def test_another_store_in_the_same_place(store: ShardStore, planned: list[int]) -> None:
+    open_plan(store)
+    os.utime(store.path / INDEX_FILE)
+    open_plan(store)
+    assert len(planned) == 2
+
+
+def test_a_damaged_plan_is_made_again(store: ShardStore, planned: list[int]) -> None:
+    first = open_plan(store)
+    (file,) = (cache_home() / "plans").iterdir()
+    file.write_text(file.read_text()[:100])
+    assert open_plan(store).to_json() == first.to_json()
+    assert len(planned) == 2
+    open_plan(store)
+    assert len(planned) == 2
+
+
+def test_a_cache_that_cannot_be_written(store: ShardStore, planned: list[int]) -> None:
+    cache_home().mkdir()
+    (cache_home() / "plans").write_text("in the way")
+    open_plan(store)
+    open_plan(store)
+    assert len(planned) == 2
+
+
+def test_few_plans_are_kept(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_cache, "MAX_PLANS", 4)
+    for tokens in range(6):
+        open_plan(store, target_latency=0.1 + 0.01 * tokens)
+    assert len(list((cache_home() / "plans").iterdir())) <= 4
