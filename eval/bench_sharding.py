@@ -1,6 +1,8 @@
 """Time and memory of sharding a checkpoint, and the size of its store.
 
-python -m eval.bench_sharding --model CHECKPOINT [--quantizer NAME]
+python -m eval.bench_sharding --model CHECKPOINT [--quantizer NAME | --calibration TEXT [--calibration-config NAME]]
+
+With calibration text (see `sti shard --help`) that is the calibrated quantizer, and calibration is part of the work.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 
 from sti_hf import shard_checkpoint
+from sti_hf.integrations.calibration_text import CalibrationText
 from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, QUANTIZERS
 
 
@@ -21,17 +24,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--quantizer", choices=sorted(QUANTIZERS), default=DEFAULT_QUANTIZER)
+    parser.add_argument("--calibration", metavar="TEXT", help="a file, a text a line; or a dataset: its id or folder")
+    parser.add_argument("--calibration-config", metavar="NAME", help="the dataset's configuration")
     arguments = parser.parse_args()
+    text = CalibrationText(arguments.calibration, arguments.calibration_config) if arguments.calibration else None
     checkpoint = sum(file.stat().st_size for file in arguments.model.glob("*.safetensors"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        store = shard_checkpoint(arguments.model, Path(folder, "store"), quantizer=arguments.quantizer)
+        quantizer = None if text else arguments.quantizer
+        store = shard_checkpoint(arguments.model, Path(folder, "store"), quantizer=quantizer, calibration=text)
         seconds = time.perf_counter() - begun
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
         encoder, shards = store.grid.weights * 4, store.layer_path(0).stat().st_size
-        print(f"{arguments.quantizer}, {torch.get_num_threads()} threads: {seconds:.1f} s")
-        print(f"memory grew by {grown / 1e6:.0f} MB: {grown / checkpoint:.2f} x the checkpoint")
+        print(f"{store.index.quantizer}, {torch.get_num_threads()} threads: {seconds:.1f} s")
+        layers = (grown - checkpoint) / (encoder / store.grid.layers)
+        print(f"memory grew by {grown / 1e6:.0f} MB: the checkpoint and {layers:.1f} fp32 layers")
         print(
             f"shards file {shards / 1e6:.1f} MB: {shards / encoder:.4f} x the fp32 encoder (to be at most {40 / 32})"
         )

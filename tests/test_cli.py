@@ -275,7 +275,9 @@ def test_verify(sti: Sti, store: Path, tmp_path: Path) -> None:
 # The command itself
 
 
-@pytest.mark.parametrize("verb", ["shard", "profile-device", "plan", "run", "verify"])
+@pytest.mark.parametrize(
+    "verb", ["shard", "profile-device", "profile-importance", "reorder", "plan", "run", "verify", "report"]
+)
 def test_help(sti: Sti, verb: str) -> None:
     result = done(sti(verb, "--help"))
     assert result.out.startswith(f"usage: sti {verb}")

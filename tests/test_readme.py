@@ -98,7 +98,11 @@ def test_the_pipeline(model: Path) -> None:
 
 
 def test_the_commands(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = {"SRC": str(model), "STORE": str(tmp_path / "store"), "DATA": str(data)}
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a cold model\nanswers .\n")
+    stores = {name: str(tmp_path / name) for name in ("STORE", "CALIBRATED_STORE")}
+    paths = {**stores, "SRC": str(model), "DATA": str(data), "TEXTS": str(texts)}
+    paths["report.html"] = str(tmp_path / "report.html")
     verbosity = logging.get_verbosity()
     try:
         for command in COMMANDS:

@@ -68,7 +68,9 @@ def test_it_has_the_verbs_and_options_of_sti(
 ) -> None:
     parser = argparse.ArgumentParser("sti")
     cli.add_verbs(parser)
-    assert {"shard", "profile-device", "plan", "run", "verify"} <= verbs(parser).keys()
+    assert {"shard", "profile-device", "profile-importance", "reorder", "plan", "run", "verify", "report"} <= verbs(
+        parser
+    ).keys()
     for verb, sub in verbs(parser).items():
         status, out, _ = optimum(monkeypatch, capsys, "sti", verb, "--help")
         assert status == 0

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BITS = range(2, PLANES + 1)
-TUNING_PASSES = 15
+TUNING_PASSES = 16
 """How often the row scales are tuned on every batch."""
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LEARNING_RATES = {2: 1e-2, 3: 5e-3, 4: 4e-3, 5: 1e-3, 6: 5e-4}
 """Largest step of a scale's logarithm, by fidelity. It is a cosine's over the steps, after a short rise."""
 
-ROUNDS = (2, 3, 4, 2, 3, 5, 2, 4, 6)
+ROUNDS = (2, 3, 2, 4, 2, 3, 2, 5, 4, 6)
 """The fidelity of each pair of rounds, uniform and mixed, over and over: the lower, the more there is to tune."""
 
 STEPS_OF_ROUND = 4
