@@ -22,7 +22,7 @@ from sti_hf import DeviceProfile, ShardStore
 from sti_hf.config import COMPUTE_DTYPES
 from sti_hf.integrations import session
 from sti_hf.integrations.checkpoint import cache_home
-from sti_hf.integrations.session import device_profile, load_model_on, profile_path
+from sti_hf.integrations.session import device_profile, device_profile_path, load_model_on
 from sti_hf.profiling import device
 from sti_hf.profiling.device import STEPS, TOKENS, measure_device
 from sti_hf.runtime.gemm import GEMMS
@@ -155,7 +155,7 @@ def test_sessions_are_closed(store: ShardStore, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_made_on_first_use_and_kept(store: ShardStore, own_home: Path, measured: list[str]) -> None:
-    path = profile_path(store, "float32")
+    path = device_profile_path(store, "float32")
     assert path.parent == cache_home() / "profiles" == own_home / "profiles"
     assert not path.exists()
     for _ in range(2):
@@ -166,7 +166,7 @@ def test_made_on_first_use_and_kept(store: ShardStore, own_home: Path, measured:
 
 
 def test_measured_again_on_demand(store: ShardStore, own_home: Path, measured: list[str]) -> None:
-    path = profile_path(store, "float32")
+    path = device_profile_path(store, "float32")
     path.parent.mkdir()
     path.write_text(DeviceProfile(**{**asdict(DEVICE), "bytes_per_second": 5.0}).to_json())
     assert device_profile(store, "float32").bytes_per_second == 5.0
@@ -179,9 +179,9 @@ def test_one_profile_for_every_dtype_store_and_rate(
     store: ShardStore, own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = store_of(BertModel, tmp_path / "other")
-    paths = {profile_path(each, dtype) for each in (store, other) for dtype in COMPUTE_DTYPES}
+    paths = {device_profile_path(each, dtype) for each in (store, other) for dtype in COMPUTE_DTYPES}
     monkeypatch.setenv("STI_READ_RATE", "1e8")
-    paths.add(profile_path(store, "auto"))
+    paths.add(device_profile_path(store, "auto"))
     assert len(paths) == 7
 
 
@@ -189,7 +189,7 @@ def test_one_profile_for_every_dtype_store_and_rate(
 def test_a_damaged_profile_is_measured_again(
     store: ShardStore, own_home: Path, measured: list[str], content: str
 ) -> None:
-    path = profile_path(store, "auto")
+    path = device_profile_path(store, "auto")
     path.parent.mkdir()
     path.write_text(content)
     with pytest.warns(UserWarning, match=rf"{path} is measured again: This is not a device profile"):
@@ -206,7 +206,7 @@ def test_from_pretrained_profiles_on_first_use(
     for _ in range(2):
         AutoModel.from_pretrained(store.path, sti_config={"compute_dtype": "float32"}).sti.close()
         bars.append(capfd.readouterr().err)
-    assert profile_path(store, "float32").exists()
+    assert device_profile_path(store, "float32").exists()
     assert "Profiling this device" in bars[0]
     assert "Profiling this device" not in bars[1]
     loads = [bar.split("Profiling")[-1].count("Loading weights") for bar in bars]
