@@ -132,5 +132,5 @@ def test_constant_and_zero_weights(name: str) -> None:
 
 
 def test_unknown_quantizer_is_named() -> None:
-    with pytest.raises(ValueError, match="no quantizer 'nope'; choose one of gobo, lloyd"):
+    with pytest.raises(ValueError, match="no quantizer 'nope'; choose one of calibrated, gobo, lloyd"):
         get_quantizer("nope")
