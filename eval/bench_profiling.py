@@ -22,11 +22,11 @@ import torch
 from transformers import AutoTokenizer
 
 from sti_hf import shard_checkpoint
+from sti_hf.architectures.layer_runner import LayerExecutions, LayerRunner
 from sti_hf.integrations.full_model import full_model
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import Examples, load_examples
 from sti_hf.profiling.exhaustive import raised_scores
-from sti_hf.profiling.layer_runner import LayerExecutions, LayerRunner
 from sti_hf.profiling.metrics import Score, load_metric
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.profiling.tasks import Task, get_task

@@ -10,7 +10,7 @@ from sti_hf.architectures.grid import Grid
 
 if TYPE_CHECKING:  # planning imports this package for Grid and must not import torch with it
     from torch import nn
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 HEAD_MATRICES = ("q", "k", "v", "o")
@@ -39,6 +39,11 @@ class Matrix:
     def by_columns(self) -> bool:
         """A slice is columns of the weight."""
         return self.name in CUT_BY_COLUMNS
+
+
+def base_prefix(model: PreTrainedModel) -> str:
+    """What the names of the base model's parameters begin with in the whole model."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
 class Architecture:
@@ -93,6 +98,11 @@ class Architecture:
         sizes = (hidden if matrix.name in HEAD_MATRICES else ffn for matrix in self.matrices)
         rows = tuple((matrix.name, size // heads) for matrix, size in zip(self.matrices, sizes, strict=True))
         return Grid(layers=config.num_hidden_layers, slices=heads, row_length=hidden, rows=rows)
+
+    def linears(self, model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
+        """The linear modules of every layer of a model of this family, by the name of their matrix."""
+        layers: Any = model.base_model.get_submodule(self.layers)
+        return [{matrix.name: layer.get_submodule(matrix.module) for matrix in self.matrices} for layer in layers]
 
     def prepare_layer(self, layer: nn.Module, slices: int) -> None:
         """Let the stock forward of `layer` work with that many slices; with all of them it is as it was made."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from sti_hf.profiling.examples import load_split, longest_input
+from sti_hf.profiling.examples import batches_by_length, chosen_rows, load_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,7 +85,7 @@ class CalibrationText:
         return texts
 
     def _chosen(self, count: int) -> np.ndarray:
-        return np.sort(np.random.default_rng(self.seed).permutation(count)[: self.samples])
+        return chosen_rows(count, "all", self.samples, self.seed)
 
 
 def _text_columns(data: Any, source: str | Path) -> list[str]:
@@ -100,16 +99,15 @@ def calibration_batches(
     texts: Texts, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> list[dict[str, Tensor]]:
     """Texts as inputs of the model's forward, in batches by length, each cut to `LONGEST_TEXT` tokens."""
-    longest = min(LONGEST_TEXT, longest_input(model))
-    encoded: Any = tokenizer(*map(list, zip(*texts)), truncation=True, max_length=longest)
-    names = [name for name in encoded if name in inspect.signature(model.forward).parameters]
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    batches: list[list[int]] = []
-    for text in sorted(range(len(texts)), key=lengths.__getitem__):
-        if not batches or (len(batches[-1]) + 1) * lengths[text] > TOKENS_OF_BATCH:
-            batches.append([])
-        batches[-1].append(text)
-    return [
-        dict(tokenizer.pad({name: [encoded[name][text] for text in batch] for name in names}, return_tensors="pt"))
-        for batch in batches
-    ]
+    batches = batches_by_length(texts, tokenizer, _cuts, max_length=LONGEST_TEXT, model=model)
+    return [batch.inputs for batch in batches]
+
+
+def _cuts(lengths: np.ndarray) -> list[int]:
+    """Where batches end of texts of these ascending lengths: each as many texts as `TOKENS_OF_BATCH` admits."""
+    cuts, first = [], 0
+    for place, length in enumerate(lengths.tolist()):
+        if place > first and (place - first + 1) * length > TOKENS_OF_BATCH:
+            cuts.append(place)
+            first = place
+    return cuts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from sti_hf.architectures import get_architecture
@@ -101,6 +101,8 @@ def shard_checkpoint(
 
 def _calibrated(model: Any, texts: Texts, source: str | Path, **hub: Any) -> CalibratedQuantizer:
     """The quantizer that these texts make for a model, which is left as it was."""
+    from transformers import AutoTokenizer
+
     from sti_hf.shards.quantizers.calibrated import calibrate
 
     batches = calibration_batches(texts, AutoTokenizer.from_pretrained(source, **hub), model)

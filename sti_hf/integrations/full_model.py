@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from sti_hf.architectures import Architecture, get_architecture
+from sti_hf.architectures import get_architecture
+from sti_hf.architectures.base import base_prefix
 from sti_hf.integrations.checkpoint import stock_class
-from sti_hf.shards.partition import inverse_order, join_layer, permute_bias
-from sti_hf.shards.reading import read_full_layer, read_resident, read_table
+from sti_hf.shards.partition import inverse_order, join_layer, permute_biases
+from sti_hf.shards.reading import read_full_layer, read_table
+from sti_hf.shards.resident import read_resident
 from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore, StoreError
 
 
@@ -28,10 +29,11 @@ def full_model(store: ShardStore) -> PreTrainedModel:
     architecture = get_architecture(config)
     model_class: Any = stock_class(config)
     model: PreTrainedModel = model_class._from_config(config, dtype=torch.float32)
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    state = _resident(store, architecture, f"{prefix}{architecture.layers}")
-    for layer in range(store.grid.layers):
-        order = inverse_order(store.index.slice_order[layer])
+    prefix = base_prefix(model)
+    orders = [inverse_order(order) for order in store.index.slice_order]
+    state = read_resident(store)
+    permute_biases(state, architecture, store.grid, orders)
+    for layer, order in enumerate(orders):
         weights = join_layer(read_full_layer(store, layer), architecture.matrices, store.grid, order)
         for matrix in architecture.matrices:
             state[f"{prefix}{architecture.layers}.{layer}.{matrix.module}.weight"] = weights[matrix.name]
@@ -50,15 +52,3 @@ def full_model(store: ShardStore) -> PreTrainedModel:
             "model for the task first, then shard it."
         )
     return model.eval()
-
-
-def _resident(store: ShardStore, architecture: Architecture, layers: str) -> dict[str, Tensor]:
-    """The resident weights, biases in the checkpoint's order."""
-    resident = read_resident(store)
-    for layer in range(store.grid.layers):
-        order = inverse_order(store.index.slice_order[layer])
-        for matrix in architecture.matrices:
-            key = f"{layers}.{layer}.{matrix.module}.bias"
-            if key in resident:
-                resident[key] = permute_bias(resident[key], store.grid, matrix.name, order)
-    return resident

@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from sti_hf.architectures import get_architecture
+from sti_hf.architectures.layer_runner import LayerRunner
 from sti_hf.integrations.checkpoint import cache_home
 from sti_hf.integrations.full_model import full_model
 from sti_hf.integrations.tokenizer import load_tokenizer
@@ -35,7 +36,6 @@ from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import Batch, Examples, load_examples, model_order, tokenize
 from sti_hf.profiling.heat_map import check_matplotlib, save_heat_map
 from sti_hf.profiling.importance import check_base, measure_exhaustive, measure_submodels
-from sti_hf.profiling.layer_runner import LayerRunner
 from sti_hf.profiling.metrics import load_metric
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.profiling.shared_work import SharedWork

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def load_examples(
             f"Split {split} of {source} has no column {missing[0]!r}, which task {task.name} needs; its columns are "
             f"{', '.join(data.column_names)}."
         )
-    rows = _chosen_rows(len(data), part, samples, seed)
+    rows = chosen_rows(len(data), part, samples, seed)
     if len(rows) == 0:
         raise ValueError(f"Split {split} of {source} has no examples in part {part!r}; choose another.")
     chosen = data.select(rows)
@@ -123,15 +124,36 @@ def tokenize(
 
     With `model`, batches have no inputs that its forward does not take, and no text is longer than it takes.
     """
+    return batches_by_length(
+        examples.texts,
+        tokenizer,
+        lambda lengths: range(batch_size, len(lengths), batch_size),
+        max_length=max_length,
+        model=model,
+    )
+
+
+def batches_by_length(
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    cuts: Callable[[np.ndarray], Sequence[int]],
+    *,
+    max_length: int,
+    model: PreTrainedModel | None = None,
+) -> list[Batch]:
+    """Texts, or pairs of texts, in batches, the shortest first; `max_length` and `model` as `tokenize` takes them.
+
+    `cuts` is given the texts' lengths in tokens, ascending, int64 `[n]`, and says where a batch ends and the next
+    begins.
+    """
     if model is not None:
         max_length = min(max_length, longest_input(model))
-    encoded: Any = tokenizer(*map(list, zip(*examples.texts)), truncation=True, max_length=max_length)
+    encoded: Any = tokenizer(*map(list, zip(*texts)), truncation=True, max_length=max_length)
     names = [name for name in encoded if model is None or name in inspect.signature(model.forward).parameters]
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     order = lengths.argsort(kind="stable")
     batches = []
-    for first in range(0, len(order), batch_size):
-        places = order[first : first + batch_size]
+    for places in np.split(order, cuts(lengths[order])):
         padded = tokenizer.pad({name: [encoded[name][i] for i in places] for name in names}, return_tensors="pt")
         batches.append(Batch({name: padded[name] for name in names}, places))
     return batches
@@ -179,7 +201,8 @@ def load_split(source: str, config: str | None, split: str) -> Any:
             datasets.enable_progress_bars()
 
 
-def _chosen_rows(count: int, part: str, samples: int | None, seed: int) -> np.ndarray:
+def chosen_rows(count: int, part: str, samples: int | None, seed: int) -> np.ndarray:
+    """Rows int64 `[n]` of `count`, ascending: at most `samples` of a part, as `load_examples` chooses them."""
     shuffled = np.random.default_rng(seed).permutation(count)
     half = count // 2
     chosen = {"all": shuffled, "first": shuffled[:half], "second": shuffled[half:]}[part]

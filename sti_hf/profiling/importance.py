@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from sti_hf.architectures.layer_runner import LayerRunner
 from sti_hf.planning.exhaustive import ExhaustiveImportance
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.exhaustive import choose_base, raised_scores, uniform_score
-from sti_hf.profiling.layer_runner import LayerRunner
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.profiling.shared_work import Item, SharedWork
 from sti_hf.profiling.submodels import coarse_grid, submodel_scores

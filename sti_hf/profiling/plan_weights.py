@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,11 +30,7 @@ class PlanWeights:
     def __init__(self, model: PreTrainedModel, store: ShardStore) -> None:
         self.store = store
         self.architecture = get_architecture(model.config)
-        layers: Any = model.base_model.get_submodule(self.architecture.layers)
-        self._linears: list[dict[str, nn.Linear]] = [
-            {matrix.name: layer.get_submodule(matrix.module) for matrix in self.architecture.matrices}
-            for layer in layers
-        ]
+        self._linears = self.architecture.linears(model)
         self._quantized = [read_quantized_layer(store, layer) for layer in range(store.grid.layers)]
         self._bits = np.full((store.grid.layers, store.grid.slices), -1)
         self._fraction = 1.0

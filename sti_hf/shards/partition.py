@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sti_hf.architectures import Grid, Matrix
+from sti_hf.architectures import Architecture, Grid, Matrix
 from sti_hf.architectures.base import CUT_BY_COLUMNS
 
 
@@ -98,6 +98,21 @@ def permute_bias(bias: Tensor, grid: Grid, matrix: str, slice_order: Sequence[in
     if bias.shape != (size,):
         raise ValueError(f"Bias {matrix!r} has shape {list(bias.shape)}: the configuration says [{size}].")
     return bias if by_columns else bias.detach().reshape(grid.slices, rows)[list(slice_order)].flatten()
+
+
+def permute_biases(
+    weights: dict[str, Tensor], architecture: Architecture, grid: Grid, slice_orders: Sequence[Sequence[int]]
+) -> None:
+    """Puts the biases of a model's sliced matrices in another order, in place: `permute_bias` for every layer.
+
+    `weights` are by their names in the model, which may have a prefix; those that are not there are left out.
+    """
+    for layer, slice_order in enumerate(slice_orders):
+        for matrix in architecture.matrices:
+            bias = f"{architecture.layers}.{layer}.{matrix.module}.bias"
+            for name in weights:
+                if name == bias or name.endswith(f".{bias}"):
+                    weights[name] = permute_bias(weights[name], grid, matrix.name, slice_order).contiguous()
 
 
 def inverse_order(slice_order: Sequence[int]) -> list[int]:

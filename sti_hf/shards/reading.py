@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from sti_hf import native
 from sti_hf.shards.layout import FULL_PIECE, HEADER_PIECE, PLANES
 from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer
-from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore, StoreError, piece_name
+from sti_hf.shards.store import TABLES_FILE, ShardStore, StoreError, piece_name
 
 
 def read_quantized_layer(store: ShardStore, layer: int) -> QuantizedLayer:
@@ -50,14 +49,6 @@ def read_full_layer(store: ShardStore, layer: int) -> Tensor:
     pieces = [read_piece(store, layer, FULL_PIECE, index) for index in range(store.grid.slices)]
     weights = torch.from_numpy(np.stack(pieces)).view(getattr(torch, store.index.full_dtype))
     return weights.view(store.grid.slices, store.grid.slice_rows, store.grid.row_length)
-
-
-def read_resident(store: ShardStore) -> dict[str, Tensor]:
-    """The resident weights by name, biases in slice order. Raises `StoreError` where they are damaged."""
-    content = (store.path / RESIDENT_FILE).read_bytes()
-    if native.crc32c(content) != store.index.resident_checksum:
-        raise StoreError(f"The resident weights {store.path / RESIDENT_FILE} are damaged; shard the model again.")
-    return load(content)
 
 
 def read_table(store: ShardStore, name: str) -> Tensor:

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 from safetensors.torch import save_file
-from torch import Tensor
 
 from sti_hf import native
 from sti_hf.architectures import Architecture
 from sti_hf.shards.layout import KINDS
-from sti_hf.shards.partition import permute_bias
-from sti_hf.shards.reading import read_piece, read_resident
+from sti_hf.shards.partition import permute_biases
+from sti_hf.shards.reading import read_piece
+from sti_hf.shards.resident import read_resident
 from sti_hf.shards.safetensors_file import SafetensorsWriter
 from sti_hf.shards.sharding import SHARDS_FILE
 from sti_hf.shards.store import INDEX_FILE, RESIDENT_FILE, ShardStore
@@ -41,7 +41,9 @@ def reorder_store(
     rewritten = {INDEX_FILE, RESIDENT_FILE, *store.index.layer_files}
     with whole_or_unchanged(store.path) as folder:
         shutil.copytree(store.path, folder, ignore=lambda at, names: rewritten & set(names), dirs_exist_ok=True)
-        save_file(_resident(store, architecture, order), folder / RESIDENT_FILE, metadata={"format": "pt"})
+        resident = read_resident(store)
+        permute_biases(resident, architecture, store.grid, order)
+        save_file(resident, folder / RESIDENT_FILE, metadata={"format": "pt"})
         offsets = []
         with SafetensorsWriter(folder / SHARDS_FILE, store.grid.layers) as writer:
             for layer in range(store.grid.layers):
@@ -69,15 +71,3 @@ def reorder_store(
 
 def _permuted(rows: Sequence[Sequence[int]], order: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row[k] for k in slices) for row, slices in zip(rows, order))
-
-
-def _resident(store: ShardStore, architecture: Architecture, order: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The resident weights, biases of sliced matrices in the new order."""
-    resident = read_resident(store)
-    for layer in range(store.grid.layers):
-        for matrix in architecture.matrices:
-            bias = f"{architecture.layers}.{layer}.{matrix.module}.bias"
-            for name in resident:
-                if name == bias or name.endswith(f".{bias}"):
-                    resident[name] = permute_bias(resident[name], store.grid, matrix.name, order[layer]).contiguous()
-    return resident

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from sti_hf import native
 from sti_hf.architectures import Architecture, get_architecture
+from sti_hf.architectures.base import base_prefix
 from sti_hf.architectures.grid import Grid
 from sti_hf.shards.layout import KINDS, PLANES, LayerLayout
-from sti_hf.shards.partition import permute_bias, split_layer
+from sti_hf.shards.partition import permute_biases, split_layer
 from sti_hf.shards.quantizers import QuantizedLayer, Quantizer
 from sti_hf.shards.safetensors_file import SafetensorsWriter
 from sti_hf.shards.store import (
@@ -148,13 +149,8 @@ def _refuse_missing(names: set[str]) -> None:
         )
 
 
-def _prefix(model: PreTrainedModel) -> str:
-    """What the names of the base model's parameters begin with."""
-    return "" if model.base_model is model else f"{model.base_model_prefix}."
-
-
 def _sliced_weight_keys(model: PreTrainedModel, architecture: Architecture) -> set[str]:
-    layers = f"{_prefix(model)}{architecture.layers}"
+    layers = f"{base_prefix(model)}{architecture.layers}"
     count = architecture.grid(model.config).layers
     return {f"{layers}.{i}.{matrix.module}.weight" for i in range(count) for matrix in architecture.matrices}
 
@@ -169,12 +165,7 @@ def _resident(
         if name not in left_out and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             resident[name] = tensor.detach().clone()
-    layers = f"{_prefix(model)}{architecture.layers}"
-    for layer in range(grid.layers):
-        for matrix in architecture.matrices:
-            key = f"{layers}.{layer}.{matrix.module}.bias"
-            if key in resident:
-                resident[key] = permute_bias(resident[key], grid, matrix.name, order[layer]).contiguous()
+    permute_biases(resident, architecture, grid, order)
     return resident
 
 
@@ -185,7 +176,7 @@ def _write_tables(
     embeddings = _weight(model.base_model, architecture.word_embeddings)
     weights = {WORD_EMBEDDINGS: embeddings}
     decoders: dict[str, list[str]] = {WORD_EMBEDDINGS: []}
-    keys = {f"{_prefix(model)}{architecture.word_embeddings}.weight"}
+    keys = {f"{base_prefix(model)}{architecture.word_embeddings}.weight"}
     modules = {name for name, _ in model.named_modules()}
     for path in modules.intersection(architecture.lm_decoders):
         keys.add(f"{path}.weight")

@@ -15,12 +15,12 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from eval import bench_profiling
-from sti_hf.profiling import layer_runner
+from sti_hf.architectures import layer_runner
+from sti_hf.architectures.layer_runner import HiddenStates, LayerRunner
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import Examples
 from sti_hf.profiling.exhaustive import choose_base, raised_scores, uniform_score
 from sti_hf.profiling.importance import measure_exhaustive, measure_submodels
-from sti_hf.profiling.layer_runner import HiddenStates, LayerRunner
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.profiling.shared_work import SharedWork
 from sti_hf.profiling.submodels import coarse_grid

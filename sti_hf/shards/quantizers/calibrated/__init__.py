@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sti_hf.architectures import get_architecture
 from sti_hf.architectures.base import Architecture
 from sti_hf.architectures.grid import Grid
+from sti_hf.architectures.layer_runner import Inputs
 from sti_hf.shards.layout import FIDELITIES, FULL, PLANES
 from sti_hf.shards.partition import join_layer, split_layer
 from sti_hf.shards.quantizers.base import QuantizedLayer
-from sti_hf.shards.quantizers.calibrated.forward_passes import Batch, CalibrationPass
+from sti_hf.shards.quantizers.calibrated.forward_passes import CalibrationPass
 from sti_hf.shards.quantizers.calibrated.frozen_linear import fast_dtype, frozen_linears
 from sti_hf.shards.quantizers.calibrated.nested_fit import FEEDBACK_BITS, FittedLayer, fit_layer
 from sti_hf.shards.quantizers.calibrated.scale_tuning import ScaleTuner
@@ -62,7 +63,7 @@ class CalibratedQuantizer:
 
 def calibrate(
     model: PreTrainedModel,
-    batches: Sequence[Batch],
+    batches: Sequence[Inputs],
     *,
     tuning_steps: int | None = None,
     seed: int = 0,
@@ -94,13 +95,10 @@ class _Calibration:
     """One run of `calibrate`."""
 
     def __init__(
-        self, model: PreTrainedModel, architecture: Architecture, grid: Grid, batches: Sequence[Batch]
+        self, model: PreTrainedModel, architecture: Architecture, grid: Grid, batches: Sequence[Inputs]
     ) -> None:
         self._model, self._architecture, self._grid, self._batches = model, architecture, grid, batches
-        layers: Any = model.base_model.get_submodule(architecture.layers)
-        self._linears: list[dict[str, nn.Linear]] = [
-            {matrix.name: layer.get_submodule(matrix.module) for matrix in architecture.matrices} for layer in layers
-        ]
+        self._linears = architecture.linears(model)
         if any(linear.weight.dtype != torch.float32 for layer in self._linears for linear in layer.values()):
             raise ValueError("Calibration needs the model in float32; load it with dtype=torch.float32.")
         self._scratch = Scratch()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,8 @@ from transformers import PreTrainedModel
 
 from sti_hf.architectures.base import HEAD_MATRICES, Architecture, Matrix
 from sti_hf.architectures.grid import Grid
+from sti_hf.architectures.layer_runner import Inputs, LayerRunner
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
-
-Batch = Mapping[str, Tensor]
-"""What the model's forward takes: `input_ids`, `attention_mask` (1: a token, 0: padding), .."""
 
 
 def input_of(matrix: Matrix) -> str:
@@ -36,20 +33,19 @@ class CalibrationPass:
         model: PreTrainedModel,
         architecture: Architecture,
         grid: Grid,
-        batches: Sequence[Batch],
+        batches: Sequence[Inputs],
         keys: Iterable[object],
         scratch: Scratch,
     ) -> None:
-        self._model = model
+        self._runner = LayerRunner(model)
+        self._linears = architecture.linears(model)
         self._matrices = architecture.matrices
         self._grid = grid
         self._batches = batches
-        layers: Any = model.base_model.get_submodule(architecture.layers)
-        self._layers: Sequence[nn.Module] = layers
         self._scratch = scratch
         keys = tuple(keys)
         for index, batch in enumerate(batches):
-            states = _hidden_states(*self._layer_arguments(batch))
+            states = self._runner.embedded(batch)
             for key in keys:
                 self._scratch.save(f"states.{key}.{index}", {"states": states})
 
@@ -74,13 +70,13 @@ class CalibrationPass:
         modules = {input_of(matrix): matrix for matrix in self._matrices}
         for name, matrix in modules.items():
             slices = self._grid.slices if matrix.by_columns else 1
-            module = self._layers[layer].get_submodule(matrix.module)
+            module = self._linears[layer][matrix.name]
             handles.append(module.register_forward_pre_hook(collect(name, slices)))
         try:
             for index, batch in enumerate(self._batches):
                 states = self._states(key, index)
                 mask = token_mask(batch, states).flatten()
-                self._run(layer, batch, states)
+                self._runner.advance(batch, layer, states)
         finally:
             for handle in handles:
                 handle.remove()
@@ -90,55 +86,14 @@ class CalibrationPass:
     def advance(self, layer: int, key: object) -> None:
         """Replace the hidden states of `key` by the layer's outputs, with the weights the layer has now."""
         for index, batch in enumerate(self._batches):
-            outputs = self._run(layer, batch, self._states(key, index))
+            outputs = self._runner.advance(batch, layer, self._states(key, index))
             self._scratch.save(f"states.{key}.{index}", {"states": outputs})
 
     def _states(self, key: object, index: int) -> Tensor:
         return self._scratch.load(f"states.{key}.{index}")["states"]
 
-    def _run(self, layer: int, batch: Batch, hidden_states: Tensor) -> Tensor:
-        args, kwargs = self._layer_arguments(batch)
-        if args:
-            args = (hidden_states, *args[1:])
-        else:
-            kwargs["hidden_states"] = hidden_states
-        return output_of_layer(self._layers[layer](*args, **kwargs))
 
-    @torch.no_grad()
-    def _layer_arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the model's forward calls its first layer with. Masks are made anew, not kept: they may be large."""
-        caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append((args, dict(kwargs)))
-            raise _FirstLayerReached
-
-        handle = self._layers[0].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            self._model(**batch)
-        except _FirstLayerReached:
-            pass
-        finally:
-            handle.remove()
-        return caught[0]
-
-
-class _FirstLayerReached(Exception):
-    """Ends a forward before its first layer."""
-
-
-def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    states: Tensor = args[0] if args else kwargs["hidden_states"]
-    return states
-
-
-def output_of_layer(output: Any) -> Tensor:
-    """Hidden states in what a layer's forward returns."""
-    states: Tensor = output[0] if isinstance(output, tuple) else output
-    return states
-
-
-def token_mask(batch: Batch, hidden_states: Tensor) -> Tensor:
+def token_mask(batch: Inputs, hidden_states: Tensor) -> Tensor:
     """Bool `[batch, tokens]`: what is not padding."""
     mask = batch.get("attention_mask")
     if mask is None:

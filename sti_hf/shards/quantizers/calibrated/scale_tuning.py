@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sti_hf.architectures.base import Architecture
+from sti_hf.architectures.layer_runner import Inputs, output_of_layer
 from sti_hf.shards.layout import FIDELITIES
-from sti_hf.shards.quantizers.calibrated.forward_passes import Batch, output_of_layer, token_mask
+from sti_hf.shards.quantizers.calibrated.forward_passes import token_mask
 from sti_hf.shards.quantizers.calibrated.frozen_linear import scaled_linears
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 
@@ -49,10 +50,11 @@ class ScaleTuner:
     """Tunes the scales of a model towards what it computed when the tuner was made, with its full weights."""
 
     def __init__(
-        self, model: PreTrainedModel, architecture: Architecture, batches: Sequence[Batch], scratch: Scratch
+        self, model: PreTrainedModel, architecture: Architecture, batches: Sequence[Inputs], scratch: Scratch
     ) -> None:
         self._model = model
         self._matrices = architecture.matrices
+        self._linears = architecture.linears(model)
         layers: Any = model.base_model.get_submodule(architecture.layers)
         self._layers: Sequence[nn.Module] = layers
         self._batches = batches
@@ -121,7 +123,7 @@ class ScaleTuner:
                 loss = loss + divergence / rows
             yield loss
 
-    def _run(self, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
+    def _run(self, batch: Inputs) -> tuple[list[Tensor], Tensor | None]:
         """Hidden states after every layer, and the logits of a model that classifies texts."""
         states: list[Tensor] = []
         handles = [
@@ -140,10 +142,13 @@ class ScaleTuner:
         self, scales: Sequence[LayerScales], changes: Sequence[LayerScales], levels: Tensor, tuned: int
     ) -> Iterator[tuple[nn.Linear, Callable[[], Tensor], bool]]:
         """What scales every matrix, for `scaled_linears`. `levels` int64 `[N, M]` are those of the shards."""
-        for layer, scale, change, chosen in zip(self._layers, scales, changes, levels, strict=True):
+        for linears, scale, change, chosen in zip(self._linears, scales, changes, levels, strict=True):
             for matrix in self._matrices:
-                module: Any = layer.get_submodule(matrix.module)
-                yield module, _factor(scale[matrix.name], change[matrix.name], chosen, tuned), matrix.by_columns
+                yield (
+                    linears[matrix.name],
+                    _factor(scale[matrix.name], change[matrix.name], chosen, tuned),
+                    matrix.by_columns,
+                )
 
 
 def _tuned(scale: Tensor, change: Tensor, level: int | slice = slice(None)) -> Tensor:

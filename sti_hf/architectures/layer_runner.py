@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Inputs = Mapping[str, Tensor]
+"""What a model's forward takes, for some texts: `input_ids`, `attention_mask` (1: a token, 0: padding), .."""
 
 STATES_IN_MEMORY = 1 << 30
 """Hidden states of more bytes than this are kept in a file."""
@@ -74,7 +75,7 @@ class LayerRunner:
 
         def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._returns_tuple = isinstance(output, tuple)
-            raise _Reached(output[0] if isinstance(output, tuple) else output)
+            raise _Reached(output_of_layer(output))
 
         handle = self._layers[layer].register_forward_hook(stop)
         self.executions.add(inputs, 1)
@@ -163,6 +164,12 @@ class HiddenStates:
     def head(self, index: int) -> Tensor:
         """The logits of a batch as if there were no more layers."""
         return self.runner.head(self.batches[index], self._states[index])
+
+
+def output_of_layer(output: Any) -> Tensor:
+    """Hidden states in what a layer's forward returns."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
 
 
 class _Given(nn.Module):
