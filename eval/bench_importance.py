@@ -24,7 +24,7 @@ from eval.glue_runs.accuracy import Accuracy, PlanAccuracy
 from eval.glue_runs.circumstances import command_line, machine
 from eval.glue_runs.equal_bytes import EqualBytes
 from eval.glue_runs.held_out import held_out
-from eval.glue_runs.markdown import table
+from eval.markdown import table
 from sti_hf.config import ALLOCATORS
 from sti_hf.planning import ImportanceProfile, default_importance
 from sti_hf.planning.effects import EffectsImportance

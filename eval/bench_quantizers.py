@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from eval.markdown import table
 from sti_hf import shard_checkpoint
 from sti_hf.integrations.calibration_text import CalibrationText
 from sti_hf.profiling.evaluation import Evaluation
@@ -145,32 +146,41 @@ class Case:
         )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
-    head = "model | quantizer | bits | metric | loss | agreement | margin | layers | bits a weight | s"
-    lines = [f"| {head} |", "|" + " --- |" * 10]
-    for row in rows:
-        error = f"{np.mean(row.layer_errors):.3f}, last {row.layer_errors[-1]:.3f}"
-        change = f"{row.logit_change_mean:+.2f} ± {row.logit_change_spread:.2f}"
-        lines.append(
-            f"| {row.model} | {row.quantizer} | {row.bits} | {row.metric:.1f} | {row.loss:.3f} | {row.agreement:.1f} "
-            f"| {change} | {error} | {8 * row.bytes_per_weight:.2f} | {row.seconds:.0f} |"
-        )
-    return "\n".join(lines)
+HEAD = ("model", "quantizer", "bits", "metric", "loss", "agreement", "margin", "layers", "bits a weight", "s")
+
+
+def figures(rows: Iterable[Row]) -> str:
+    """Markdown: all figures."""
+    return table(HEAD, map(_cells, rows))
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.model,
+        row.quantizer,
+        str(row.bits),
+        f"{row.metric:.1f}",
+        f"{row.loss:.3f}",
+        f"{row.agreement:.1f}",
+        f"{row.logit_change_mean:+.2f} ± {row.logit_change_spread:.2f}",
+        f"{np.mean(row.layer_errors):.3f}, last {row.layer_errors[-1]:.3f}",
+        f"{8 * row.bytes_per_weight:.2f}",
+        f"{row.seconds:.0f}",
+    ]
 
 
 def averages(rows: Sequence[Row]) -> str:
     """Markdown: over the models, what each quantizer loses of the metric, at most and on average, and agreement."""
-    full = {row.model: row.metric for row in rows if row.bits == 32}
-    lines = ["| quantizer | bits | points lost | at most | agreement |", "| --- | --- | --- | --- | --- |"]
-    for quantizer in dict.fromkeys(row.quantizer for row in rows if row.bits != 32):
+    full = {row.model: row.metric for row in rows if row.bits == FULL}
+    lines = []
+    for quantizer in dict.fromkeys(row.quantizer for row in rows if row.bits != FULL):
         for bits in FIDELITIES:
             of = [row for row in rows if row.quantizer == quantizer and row.bits == bits]
             if of:
                 lost = [full[row.model] - row.metric for row in of]
                 agreement = np.mean([row.agreement for row in of])
-                lines.append(f"| {quantizer} | {bits} | {np.mean(lost):.2f} | {max(lost):.2f} | {agreement:.1f} |")
-    return "\n".join(lines)
+                lines.append([quantizer, str(bits), f"{np.mean(lost):.2f}", f"{max(lost):.2f}", f"{agreement:.1f}"])
+    return table(("quantizer", "bits", "points lost", "at most", "agreement"), lines)
 
 
 def main() -> None:
@@ -191,7 +201,7 @@ def main() -> None:
             parser.error(f"{arguments.models} has no {name}; make it, or name others with --only")
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(arguments, arguments.stores or Path(folder))
-    print(table(rows), averages(rows), sep="\n\n")
+    print(figures(rows), averages(rows), sep="\n\n")
 
 
 def measure(arguments: argparse.Namespace, stores: Path) -> list[Row]:
@@ -202,7 +212,7 @@ def measure(arguments: argparse.Namespace, stores: Path) -> list[Row]:
         rows.append(case.full_row())
         for quantizer in arguments.quantizers:
             rows += case.rows(quantizer, arguments.fidelities)
-            print(table(rows[-len(arguments.fidelities) :]), flush=True)
+            print(figures(rows[-len(arguments.fidelities) :]), flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return rows

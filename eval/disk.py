@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from eval.cgroups import control_group, join
+
 EMULATED = "EMULATED in the streamer"
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -55,24 +56,18 @@ def _enter_throttled(stack: ExitStack, folder: Path, rate: int) -> str | None:
 def _throttled(folder: Path, rate: int) -> Iterator[str]:
     """This process in a cgroup whose reads from the disk of `folder` are throttled."""
     device = _disk(folder)
-    first = (CGROUPS / "blkio").is_dir()
-    parent = CGROUPS / "blkio" if first else CGROUPS
-    if not first:
-        (parent / "cgroup.subtree_control").write_text("+io")
-    group = parent / f"sti_eval_{os.getpid()}"
-    group.mkdir()
-    try:
+    with control_group("io", "blkio") as group:
+        limit_v1 = group / "blkio.throttle.read_bps_device"
+        first = limit_v1.exists()
         if first:
-            (group / "blkio.throttle.read_bps_device").write_text(f"{device} {rate}")
+            limit_v1.write_text(f"{device} {rate}")
         else:
             (group / "io.max").write_text(f"{device} rbps={rate}")
-        (group / "cgroup.procs").write_text(str(os.getpid()))
+        join(group)
         try:
             yield "blkio throttle" if first else "io.max"
         finally:
-            (parent / "cgroup.procs").write_text(str(os.getpid()))
-    finally:
-        group.rmdir()
+            join(group.parent)
 
 
 def _disk(folder: Path) -> str:

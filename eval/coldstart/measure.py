@@ -17,10 +17,11 @@ from statistics import median
 import numpy as np
 
 from eval.accounting import disk_bytes, forget_highest, highest_resident_set, resident_set
+from eval.cgroups import join
 from eval.coldstart.competitor import Competitor, Inputs
 from eval.coldstart.job import BALLAST, REAL, TINY, Job, job_parser
 from eval.disk import cached_bytes, evict
-from eval.memory_limit import join, limit
+from eval.memory_limit import limit
 from eval.throttle_credit import spend_credit
 
 LATER_FORWARDS = 5

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from eval.coldstart.registry import FP32, STI
+from eval.markdown import table
 
 MILLISECONDS = ("ttfa", "load", "first_forward", "warm_forward", "evicted_forward")
 MEGABYTES = ("disk_bytes", "evicted_disk_bytes", "resident_growth", "highest_growth")
@@ -69,11 +70,11 @@ class Report:
         lines = [f"{name}: {value}  " for name, value in self.settings.items()]
         lines += ["", "Medians; TTFA with the fastest and the slowest round in brackets. Milliseconds, MB (10^6).", ""]
         columns = ["", *(TITLES[key] for key in (*MILLISECONDS, *MEGABYTES)), "accuracy", "under the memory limit"]
-        lines += _table(columns, [self._row(name, values) for name, values in self.medians().items()])
+        lines.append(table(columns, [self._row(name, values) for name, values in self.medians().items()]))
         if ratios := self.ratios():
             lines += ["", f"Times as much as {self.reference()}:", ""]
             rows = [[name, *(f"{values[key]:.2f}" for key in RATIOS)] for name, values in ratios.items()]
-            lines += _table(["", *(TITLES[key] for key in RATIOS)], rows)
+            lines.append(table(["", *(TITLES[key] for key in RATIOS)], rows))
         return "\n".join(lines)
 
     def _row(self, name: str, values: dict[str, float]) -> list[str]:
@@ -89,7 +90,3 @@ class Report:
             return "–"
         found = self.under_limit[name]
         return "killed" if found is None else f"answers in {found['ttfa'] * 1e3:.0f}"
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]

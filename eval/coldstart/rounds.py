@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.cgroups import control_group
 from eval.coldstart.job import BALLAST, Job
 from eval.disk import cached_bytes, drop_caches
-from eval.memory_limit import memory_group
 from eval.throttle_credit import spend_credit
 
 LIVE_APP, PROCESS = "live-app", "process"
@@ -55,7 +55,7 @@ class Rounds:
 
     def under_limit(self, job: Job, extra: int) -> dict[str, Any] | None:
         """A live app's cold start with `extra` bytes of memory more than it had before; None where that kills it."""
-        with memory_group() as group:
+        with control_group("memory") as group:
             arguments = ["--vocabulary", str(self.vocabulary), "--memory-group", str(group)]
             command = job.command("measure", *arguments, "--memory-extra", str(extra))
             try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from eval.glue_runs.markdown import signed
 from eval.glue_runs.row import Row
+from eval.markdown import signed
 from sti_hf.shards.layout import FULL
 
 WITHIN_FULL = 1.0

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eval.glue_runs.checks import Check, best_valid, full_row, highest_valid, sti_rows
-from eval.glue_runs.markdown import signed, table
 from eval.glue_runs.row import Row
+from eval.markdown import signed, table
 
 VERDICTS = {True: "true", False: "**false**", None: "–"}
 HEAD = (

@@ -9,7 +9,6 @@ from transformers.utils import logging
 
 from sti_hf.commands.options import add_store, add_verb, print_json, show_progress
 from sti_hf.drawing import terminal
-from sti_hf.integrations.importance import reorder_by_importance
 from sti_hf.shards.store import ShardStore
 
 
@@ -22,6 +21,8 @@ def add(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the verb."""
+    from sti_hf.integrations.importance import reorder_by_importance
+
     store = ShardStore.open(options.store)
     show_progress(options)
     with logging.tqdm(total=store.grid.layers, desc="Reordering", unit="layer", leave=False) as bar:

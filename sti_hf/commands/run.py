@@ -7,7 +7,6 @@ from typing import Any
 
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_json, sti_config
 from sti_hf.drawing import draw_run, terminal
-from sti_hf.integrations.tokenizer import load_tokenizer
 from sti_hf.profiling.examples import longest_input
 from sti_hf.shards.store import ShardStore
 
@@ -29,6 +28,8 @@ def add(verbs: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the verb."""
     from transformers import AutoConfig, pipeline
+
+    from sti_hf.integrations.tokenizer import load_tokenizer
 
     build_pipeline: Any = pipeline
     chosen = sti_config(options)

@@ -30,7 +30,6 @@ from sti_hf.planning.importance_file import (
     profile_path,
     store_identity,
     write_profile,
-    write_whole,
 )
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import Batch, Examples, load_examples, model_order, tokenize
@@ -42,6 +41,7 @@ from sti_hf.profiling.shared_work import SharedWork
 from sti_hf.profiling.tasks import Metric, Task, get_task
 from sti_hf.shards.reorder import reorder_store
 from sti_hf.shards.store import ShardStore, store_defaults
+from sti_hf.shards.whole import write_whole
 
 TIMEOUT = timedelta(days=7)
 """Processes wait this long for the slowest: exhaustive profiling may take long."""

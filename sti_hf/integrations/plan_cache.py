@@ -54,6 +54,7 @@ def _write(path: Path, text: str) -> None:
     if len(kept) >= MAX_PLANS:
         for old in sorted(kept, key=lambda file: file.stat().st_mtime)[: MAX_PLANS // 2]:
             old.unlink(missing_ok=True)
+    # Not `write_whole`: its sync would stand before the first answer, and a lost plan is made again.
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(text)
     unfinished.replace(path)

@@ -26,6 +26,7 @@ from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.store import INDEX_FILE, WORD_EMBEDDINGS, ShardStore, Table, store_defaults
+from sti_hf.shards.whole import write_whole
 
 
 def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrainedModel] | None = None) -> STISession:
@@ -45,7 +46,7 @@ def _cached_plan(
     tokens: int,
 ) -> ExecutionPlan:
     """`plan_store`, with the plans kept in the cache."""
-    importance = _importance_name(store, config)
+    importance = importance_name(store, config)
     key = {
         "store": [store.index.fingerprint, file_state(store.path / INDEX_FILE)],
         "importance": file_state(profile_path(store, importance)) if importance else None,
@@ -88,14 +89,14 @@ def plan_store(
 def _importance(store: ShardStore, config: STIConfig) -> tuple[ImportanceProfile | None, dict[tuple[int, int], float]]:
     """The importance profile to plan with, None for the default order, and the accuracy of submodels, as far as that
     was measured."""
-    name = _importance_name(store, config)
+    name = importance_name(store, config)
     if name is None:
         return None, {}
     path = profile_path(store, name)
     return _read_importance(store, name, path.stat().st_mtime_ns if path.exists() else 0)
 
 
-def _importance_name(store: ShardStore, config: STIConfig) -> str | None:
+def importance_name(store: ShardStore, config: STIConfig) -> str | None:
     """The importance profile that a configuration, or else the store, names; None for the default order."""
     if config.strategy != "sti":
         return None
@@ -142,9 +143,7 @@ def device_profile(store: ShardStore, compute_dtype: str = "auto", *, measure: b
             progress=lambda step: (bar.set_postfix_str(step), bar.update(1)),
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(f".{os.getpid()}.tmp")
-    written.write_text(profile.to_json())
-    written.replace(path)
+    write_whole(path, profile.to_json().encode())
     return profile
 
 

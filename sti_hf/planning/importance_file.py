@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from sti_hf import native
 from sti_hf.planning.importance import ImportanceProfile
 from sti_hf.shards.layout import FULL_PIECE
 from sti_hf.shards.store import ShardStore
+from sti_hf.shards.whole import write_whole
 
 if TYPE_CHECKING:
     from typing import Self
@@ -142,19 +142,6 @@ def store_identity(store: ShardStore) -> str:
     for checksums, order in zip(store.index.checksums, store.index.slice_order):
         digest.update(checksums[:FULL_PIECE, np.argsort(order)].astype("<u4").tobytes())
     return digest.hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, in place of the one that is there."""
-    written = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with written.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        written.replace(path)
-    finally:
-        written.unlink(missing_ok=True)
 
 
 def _read(store: ShardStore, name: str) -> tuple[Any, dict[str, Any]]:

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 FRACTIONS = (1 / 6, 1 / 2, 5 / 6)
 """Where on the way from full to the base the gradients are taken that are averaged: the middles of three equal parts.
-So the effects add up to what the outputs really move: MiniLM on MRPC, from full to 2 bits, all but 1.3 % of the
-variance. (With gradients averaged between the two ends all but 94 %, which is next to nothing.)"""
+So the effects add up to nearly all that the outputs really move. Gradients averaged between the two ends do not."""
 
 SHARES = (0.3, 1.0, 3.0)
 """Shares of the squares of single effects with which plans are made to be checked: which is best varies."""

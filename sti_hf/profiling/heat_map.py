@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from sti_hf.profiling.examples import MISSING_EXTRA
+from sti_hf.shards.whole import write_whole
 
 CELL = 0.35
 """Inches of a shard's side."""
@@ -34,9 +35,6 @@ def save_heat_map(path: Path, worth: np.ndarray, title: str, unit: str) -> None:
     axes.set_xticks(range(0, slices, -(-slices // 16)))
     axes.set_yticks(range(0, layers, -(-layers // 16)))
     figure.colorbar(image, label=unit)
-    written = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(written, format="png", dpi=150)
-        written.replace(path)
-    finally:
-        written.unlink(missing_ok=True)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_whole(path, picture.getvalue())

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from transformers.utils import logging
 
 from sti_hf.config import STIConfig
-from sti_hf.integrations.session import device_profile, plan_store
+from sti_hf.integrations.session import device_profile, importance_name, plan_store
 from sti_hf.planning import DeviceProfile, ExecutionPlan
-from sti_hf.planning.importance_file import DEFAULT_ORDER, read_profile
+from sti_hf.planning.importance_file import read_profile
 from sti_hf.reporting.importance import Importance, read_importance
 from sti_hf.reporting.plan_grid import PlanGrid, choose_budgets, choose_latencies, plan_grid
 from sti_hf.reporting.results import Results
 from sti_hf.reporting.runs import MeasuredRun, chosen_plans, measure_runs, telling_plan
 from sti_hf.runtime.session import bucket_of
-from sti_hf.shards.store import ShardStore, store_defaults
+from sti_hf.shards.store import ShardStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ def gather(store: ShardStore, config: STIConfig, results: Sequence[Results] = ()
     if config.strategy != "sti":
         raise ValueError(f"A report shows plans of strategy 'sti', and this store's default is {config.strategy!r}.")
     importance = read_importance(store)
-    name = config.importance or store_defaults(store.path).get("importance") or DEFAULT_ORDER
-    if name != DEFAULT_ORDER:
+    name = importance_name(store, config)
+    if name is not None:
         read_profile(store, name)
     device = device_profile(store, config.compute_dtype)
     grid = _plans(store, device, config)
@@ -55,7 +55,7 @@ def gather(store: ShardStore, config: STIConfig, results: Sequence[Results] = ()
         store=store,
         device=device,
         importance=importance,
-        planned_with=None if name == DEFAULT_ORDER else name,
+        planned_with=name,
         grid=grid,
         shown=telling_plan(grid, config.preload_budget),
         runs=runs,

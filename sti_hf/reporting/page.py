@@ -10,11 +10,11 @@ from pathlib import Path
 from string import Template
 
 from sti_hf.config import STIConfig
-from sti_hf.planning.importance_file import write_whole
 from sti_hf.reporting.content import content
 from sti_hf.reporting.gather import Report, gather
 from sti_hf.reporting.results import read_results
 from sti_hf.shards.store import ShardStore
+from sti_hf.shards.whole import write_whole
 
 SCRIPTS = ("theme.js", "importance.js", "plan.js", "timeline.js", "tradeoffs.js", "report.js")
 """In the order in which they stand on the page; the last one draws."""

@@ -18,7 +18,7 @@ from sti_hf.shards.resident import read_resident
 from sti_hf.shards.safetensors_file import SafetensorsWriter
 from sti_hf.shards.sharding import SHARDS_FILE
 from sti_hf.shards.store import INDEX_FILE, RESIDENT_FILE, ShardStore
-from sti_hf.shards.whole_folder import whole_or_unchanged
+from sti_hf.shards.whole import whole_or_unchanged
 
 
 def reorder_store(

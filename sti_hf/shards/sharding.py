@@ -31,7 +31,7 @@ from sti_hf.shards.store import (
     StoreIndex,
     Table,
 )
-from sti_hf.shards.whole_folder import whole_or_absent
+from sti_hf.shards.whole import whole_or_absent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

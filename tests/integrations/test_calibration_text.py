@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,9 @@ from sti_hf.integrations.calibration_text import CalibrationText, calibration_ba
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.quantizers import calibrated
 from sti_hf.shards.reading import read_full_layer
-from tests.commands import Sti, commands, done
+from tests.commands import Sti, done
 from tests.integrations.checkpoints import WORDS, checkpoint
 from tests.models import tiny_inputs, tiny_model
-
-
-@pytest.fixture
-def sti(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sti]:
-    yield from commands(capsys, monkeypatch)
 
 
 def sentences(count: int) -> list[str]:

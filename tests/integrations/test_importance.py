@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,12 @@ from sti_hf.planning.importance_file import best_first, profile_names, read_prof
 from sti_hf.profiling.submodels import coarse_grid
 from sti_hf.profiling.tasks import Task
 from sti_hf.shards.store import store_defaults
-from tests.commands import Sti, commands, done
+from tests.commands import Sti, done
 from tests.integrations.checkpoints import checkpoint
 from tests.models import HEADS, LAYERS
 from tests.tasks import TASK, centred, predicted_labels, sentences, write_dataset
 
 EXHAUSTIVE = ("--task", "sst2", "--method", "exhaustive", "--base-fidelity", 2)
-
-
-@pytest.fixture
-def sti(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sti]:
-    yield from commands(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,12 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sti_hf import ShardStore
-from tests.commands import Sti, commands, done
-
-
-@pytest.fixture
-def sti(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Sti]:
-    yield from commands(capsys, monkeypatch)
+from tests.commands import Sti, done
 
 
 def test_report(sti: Sti, store: ShardStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 
 from sti_hf.architectures import get_architecture
 from sti_hf.integrations.full_model import full_model
-from sti_hf.shards import whole_folder
+from sti_hf.shards import whole
 from sti_hf.shards.layout import KINDS
 from sti_hf.shards.reading import read_piece
 from sti_hf.shards.reorder import reorder_store
@@ -129,7 +129,7 @@ def test_it_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         replace(source, destination)
 
     with monkeypatch.context() as patch:
-        patch.setattr(whole_folder.os, "replace", second_fails)
+        patch.setattr(whole.os, "replace", second_fails)
         with pytest.raises(OSError, match="no room"):
             reordered(store, model, permutations(0))
     assert unchanged()
