@@ -23,13 +23,13 @@ from sti_hf.shards.quantizers.calibrated.error_feedback import best_codes, feedb
 from sti_hf.shards.quantizers.calibrated.forward_passes import CalibrationPass
 from sti_hf.shards.quantizers.calibrated.frozen_linear import frozen_linear
 from sti_hf.shards.quantizers.calibrated.least_squares import (
-    codebook_of_means,
     fit_codebook,
     fit_scales_of_inputs,
     fit_scales_of_outputs,
     look_up,
 )
 from sti_hf.shards.quantizers.calibrated.nested_fit import fit_layer
+from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights, find_outliers
 from sti_hf.shards.quantizers.calibrated.scale_tuning import ROUNDS, fidelity_rounds
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 from sti_hf.shards.quantizers.lloyd import quantize_matrix
@@ -62,7 +62,11 @@ def correlated_problem(rows: int = 24, columns: int = 40) -> tuple[Tensor, Tenso
 
 def nearest(weights: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
     """Codes, scales and codebooks without calibration, and without outliers."""
-    return quantize_matrix(weights, weights.square().mean(-1).sqrt(), torch.zeros_like(weights, dtype=torch.bool))
+    return quantize_matrix(weights, weights.square().mean(-1).sqrt(), none(weights))
+
+
+def none(weights: Tensor) -> Tensor:
+    return torch.zeros_like(weights, dtype=torch.bool)
 
 
 def output_error(weights: Tensor, approximation: Tensor, inputs: Tensor) -> float:
@@ -92,7 +96,7 @@ def test_best_codes_are_those_of_a_search_over_all_codes() -> None:
 def test_feedback_lowers_the_output_error_of_every_fidelity_that_has_it() -> None:
     weights, scales, codebooks, inputs, moment = correlated_problem()
     uncalibrated, _, _ = nearest(weights)
-    codes = feedback_codes(weights, scales[..., None], codebooks, {2: moment, 3: moment}, EQUAL)
+    codes = feedback_codes(weights, scales[..., None], codebooks, {2: moment, 3: moment}, EQUAL, none(weights))
     for bits in (2, 3):
         errors = [
             output_error(weights, look_up(codebooks[bits], kind >> (PLANES - bits)) * scales[..., None], inputs)
@@ -107,14 +111,49 @@ def test_feedback_in_blocks_is_plain_feedback(monkeypatch: pytest.MonkeyPatch) -
     results = []
     for block in (1, 7, 1000):
         monkeypatch.setattr(module, block)
-        results.append(feedback_codes(weights, scales[..., None], codebooks, {2: moment}, EQUAL))
+        results.append(feedback_codes(weights, scales[..., None], codebooks, {2: moment}, EQUAL, none(weights)))
     assert torch.equal(results[0], results[2])
     assert torch.equal(results[1], results[2])
 
 
+def test_feedback_counts_outliers_as_exact() -> None:
+    weights, scales, codebooks, inputs, moment = correlated_problem()
+    weights[:, ::5, ::7] *= 8
+    is_outlier = none(weights)
+    is_outlier[:, ::5, ::7] = True
+    errors = []
+    for known in (is_outlier, none(weights)):
+        codes = feedback_codes(weights, scales[..., None], codebooks, {2: moment}, EQUAL, known)
+        coded = look_up(codebooks[2], codes >> (PLANES - 2)) * scales[..., None]
+        errors.append(output_error(weights, torch.where(is_outlier, weights, coded), inputs))
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_outliers_are_the_weights_that_contribute_most_to_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sti_hf.shards.quantizers.calibrated.outliers.OUTLIER_SHARE", 0.01)
+    weights, _, _, inputs, moment = correlated_problem()
+    found = find_outliers(weights, moment)
+    for group, is_outlier in zip(weights, found):
+        contribution = torch.stack([(row * inputs).square().sum(0) for row in group])
+        assert is_outlier.sum() == round(0.01 * group.numel())
+        assert contribution[is_outlier].min() > contribution[~is_outlier].max()
+
+
+def test_sparse_weights_add_their_product_in_value_and_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(7, 5, generator=generator) * (torch.rand(7, 5, generator=generator) < 0.2)
+    x = torch.randn(2, 3, 5, generator=generator, requires_grad=True)
+    output = torch.randn(2, 3, 7, generator=generator, requires_grad=True)
+    results = []
+    for result in (SparseWeights.of(weight).add_product(output, x), output + x @ weight.t()):
+        results.append((result, *torch.autograd.grad(result.sin().sum(), (x, output))))
+    assert all(torch.allclose(value, expected, atol=1e-6) for value, expected in zip(*results))
+
+
 def test_inputs_without_correlation_get_no_feedback() -> None:
     weights, scales, codebooks, _, _ = correlated_problem()
-    codes = feedback_codes(weights, scales[..., None], codebooks, {2: torch.eye(weights.shape[-1])[None]}, EQUAL)
+    moments = {2: torch.eye(weights.shape[-1])[None]}
+    codes = feedback_codes(weights, scales[..., None], codebooks, moments, EQUAL, none(weights))
     targets = dict.fromkeys(EQUAL, (weights / scales[..., None]).flatten(1))
     assert torch.equal(codes.flatten(1).long(), best_codes(targets, codebooks, EQUAL))
 
@@ -142,16 +181,6 @@ def test_least_squares_are_at_their_minimum(by_inputs: bool) -> None:
             other = codebook.clone()
             other[:, value] *= step
             assert error(other, scales) > error(codebook, scales)
-
-
-def test_means_are_the_best_codebook_for_the_weights_and_unused_codes_stay() -> None:
-    weights, scales, codebooks, _, _ = correlated_problem()
-    codes = (nearest(weights)[0] >> 4).clamp_max(2)
-    codebook = codebook_of_means(weights, codes, scales, codebooks[2])
-    assert torch.equal(codebook[:, 3], codebooks[2][:, 3])
-    used = codes[0] == 1
-    scale = scales[0][:, None].expand_as(weights[0])[used]
-    assert codebook[0, 1] == pytest.approx(float((weights[0][used] * scale).sum() / scale.square().sum()), rel=1e-4)
 
 
 def test_moments_are_those_of_the_linears_inputs_without_padding() -> None:
@@ -294,6 +323,17 @@ def test_error_falls_with_every_bit(calibrated: tuple[PreTrainedModel, Calibrate
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.1 * errors[0]
     assert int(layer.codes.max()) < 2**PLANES
+
+
+def test_outliers_are_exact_at_every_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sti_hf.shards.quantizers.calibrated.outliers.OUTLIER_SHARE", 0.02)
+    model = tiny_model(BertForSequenceClassification)
+    weight = model.bert.encoder.layer[1].output.dense.weight
+    weight.data[3, 5] = 9 * weight.abs().max().detach()
+    shards, grid = layer_shards(model, 1)
+    layer = calibrate(model, batches(model, 1), tuning_steps=4).quantize_layer(1, shards, grid)
+    index = (shards == weight[3, 5]).nonzero()[0]
+    assert all(layer.dequantize(bits)[tuple(index)] == weight[3, 5] for bits in EQUAL)
 
 
 def test_slices_may_come_in_any_order(calibrated: tuple[PreTrainedModel, CalibratedQuantizer]) -> None:

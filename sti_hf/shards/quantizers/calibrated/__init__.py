@@ -1,8 +1,9 @@
 """The calibrated quantizer: nested codes that follow the model's own activations on a few hundred texts, no labels.
 
 Layer after layer, codes are chosen with error feedback for all fidelities at once (`error_feedback`), codebooks and
-row scales are fitted to the outputs (`least_squares`), on inputs as the quantized layers before give them, at each
-fidelity its own. At the end the row scales of every fidelity are tuned against the full model (`scale_tuning`).
+row scales are fitted to the outputs (`least_squares`), on inputs as the quantized layers before give them. The few
+weights that carry most of an output stay exact (`outliers`). At the end the row scales of the lowest fidelities are
+tuned against the full model (`scale_tuning`).
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from sti_hf.architectures import get_architecture
 from sti_hf.architectures.base import Architecture
 from sti_hf.architectures.grid import Grid
 from sti_hf.architectures.layer_runner import Inputs
-from sti_hf.shards.layout import FIDELITIES, FULL, PLANES
+from sti_hf.shards.layout import FIDELITIES, FULL
 from sti_hf.shards.partition import join_layer, split_layer
-from sti_hf.shards.quantizers.base import QuantizedLayer
+from sti_hf.shards.quantizers.base import QuantizedLayer, collect_outliers
 from sti_hf.shards.quantizers.calibrated.forward_passes import CalibrationPass
 from sti_hf.shards.quantizers.calibrated.frozen_linear import fast_dtype, frozen_linears
-from sti_hf.shards.quantizers.calibrated.nested_fit import FEEDBACK_BITS, FittedLayer, fit_layer
+from sti_hf.shards.quantizers.calibrated.nested_fit import BITS, MOMENT_BITS, FittedLayer, fit_layer
+from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights
 from sti_hf.shards.quantizers.calibrated.scale_tuning import ScaleTuner
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BITS = range(2, PLANES + 1)
-TUNING_PASSES = 16
+TUNING_PASSES = 10
 """How often the row scales are tuned on every batch."""
 
 
@@ -58,6 +59,9 @@ class CalibratedQuantizer:
             codes=fitted.codes[order],
             codebooks={bits: fitted.codebooks[bits][order] for bits in BITS},
             scales={bits: fitted.scales[bits][order].clamp(1e-7, 6e4).half() for bits in BITS},
+            outliers=tuple(
+                collect_outliers(shard, fitted.is_outlier[index], grid) for shard, index in zip(shards, order)
+            ),
         )
 
 
@@ -125,16 +129,17 @@ class _Calibration:
     def _fit_codes(self, work: _Progress) -> list[dict[bytes, int]]:
         grid, matrices = self._grid, self._architecture.matrices
         calibration_pass = CalibrationPass(
-            self._model, self._architecture, grid, self._batches, FEEDBACK_BITS, self._scratch
+            self._model, self._architecture, grid, self._batches, MOMENT_BITS, self._scratch
         )
         slice_indices = []
         for layer in range(grid.layers):
             shards = split_layer(self._scratch.load(f"full.{layer}"), matrices, grid, range(grid.slices))
             slice_indices.append({_digest(shard): index for index, shard in enumerate(shards)})
-            moments = {bits: calibration_pass.input_moments(layer, bits) for bits in FEEDBACK_BITS}
+            moments = {bits: calibration_pass.input_moments(layer, bits) for bits in MOMENT_BITS}
             fitted = fit_layer(shards, grid, matrices, moments)
-            for bits in FEEDBACK_BITS:
+            for bits in MOMENT_BITS:
                 quantized = fitted.codebook_values(bits, grid) * fitted.scales[bits][..., None]
+                quantized += shards * fitted.is_outlier
                 self._set_weights(layer, join_layer(quantized, matrices, grid))
                 calibration_pass.advance(layer, bits)
             _save(self._scratch, layer, fitted)
@@ -150,12 +155,20 @@ class _Calibration:
             unscaled = torch.ones(grid.slices, grid.slice_rows)
             stacked = torch.stack([fitted.scales.get(bits, unscaled) for bits in FIDELITIES])
             scales.append(dict(zip(grid.matrices, stacked.split(counts, dim=2), strict=True)))
-        tuned = tuner.tune(scales, self._set_codebook_values, steps, seed, lambda: work.add(1))
+        tuned = tuner.tune(scales, self._outliers(), self._set_codebook_values, steps, seed, lambda: work.add(1))
         for layer in range(grid.layers):
             fitted = _load(self._scratch, layer)
             joined = torch.cat([tuned[layer][name] for name in grid.matrices], dim=2)
             fitted.scales.update((bits, joined[FIDELITIES.index(bits)]) for bits in BITS)
             _save(self._scratch, layer, fitted)
+
+    def _outliers(self) -> list[SparseWeights]:
+        outliers = []
+        for layer in range(self._grid.layers):
+            full, is_outlier = self._scratch.load(f"full.{layer}"), _load(self._scratch, layer).is_outlier
+            kept = join_layer(is_outlier, self._architecture.matrices, self._grid)
+            outliers += [SparseWeights.of(full[m.name] * kept[m.name]) for m in self._architecture.matrices]
+        return outliers
 
     @torch.no_grad()
     def _set_codebook_values(self, fidelities: Tensor) -> None:
@@ -167,7 +180,7 @@ class _Calibration:
             for bits in chosen.unique().tolist():
                 if bits == FULL:
                     full = split_layer(self._scratch.load(f"full.{layer}"), matrices, grid, range(grid.slices))
-                    values[chosen == bits] = full[chosen == bits]
+                    values[chosen == bits] = (full * ~fitted.is_outlier)[chosen == bits]
                 else:
                     values[chosen == bits] = fitted.codebook_values(bits, grid, chosen == bits)
             self._set_weights(layer, join_layer(values, matrices, grid))
@@ -195,7 +208,7 @@ def _digest(shard: Tensor) -> bytes:
 
 
 def _save(scratch: Scratch, layer: int, fitted: FittedLayer) -> None:
-    tensors = {"codes": fitted.codes}
+    tensors = {"codes": fitted.codes, "is_outlier": fitted.is_outlier}
     for bits in BITS:
         tensors |= {f"codebooks.{bits}": fitted.codebooks[bits], f"scales.{bits}": fitted.scales[bits]}
     scratch.save(f"fitted.{layer}", tensors)
@@ -207,4 +220,5 @@ def _load(scratch: Scratch, layer: int) -> FittedLayer:
         tensors["codes"],
         {bits: tensors[f"codebooks.{bits}"] for bits in BITS},
         {bits: tensors[f"scales.{bits}"] for bits in BITS},
+        tensors["is_outlier"],
     )

@@ -28,6 +28,7 @@ def feedback_codes(
     codebooks: Mapping[int, Tensor],
     moments: Mapping[int, Tensor],
     error_weights: Mapping[int, float],
+    is_outlier: Tensor,
 ) -> Tensor:
     """Codes uint8 `[groups, rows, columns]` of weights whose outputs are sums over columns.
 
@@ -38,11 +39,13 @@ def feedback_codes(
         moments: second moments of the inputs, float32 `[groups or 1, columns, columns]`, for each fidelity that takes
             part in the feedback; the others are held against the weights as they are.
         error_weights: what a fidelity's squared error counts for.
+        is_outlier: bool, as `weights`: those that are kept exactly, whatever their code.
     """
     columns = weights.shape[-1]
     order = next(iter(moments.values())).diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True)
-    factors = {bits: _feedback_factor(moment[:, order][:, :, order]) for bits, moment in moments.items()}
-    original = weights[..., order]
+    factor_of = {id(moment): _feedback_factor(moment[:, order][:, :, order]) for moment in moments.values()}
+    factors = {bits: factor_of[id(moment)] for bits, moment in moments.items()}
+    original, is_outlier = weights[..., order], is_outlier[..., order]
     scales = scales.expand_as(weights)[..., order].contiguous()
     moved = {bits: original.clone() for bits in factors}
     codes = torch.empty(original.shape, dtype=torch.uint8)
@@ -55,7 +58,8 @@ def feedback_codes(
             code = best_codes(targets, codebooks, error_weights)
             codes[..., column] = code
             for bits, factor in factors.items():
-                value = codebooks[bits].gather(1, code >> (PLANES - bits)) * scale
+                coded = codebooks[bits].gather(1, code >> (PLANES - bits)) * scale
+                value = torch.where(is_outlier[..., column], original[..., column], coded)
                 row = factor[:, column]
                 error = (moved[bits][..., column] - value) / row[:, column, None]
                 errors[bits][..., column - start] = error

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights
+
 
 def fast_dtype() -> torch.dtype:
     """What linear layers are fastest in on this processor."""
@@ -48,16 +50,18 @@ def _forward_of(module: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def scaled_linears(scales: Iterable[tuple[nn.Linear, Callable[[], Tensor], bool]]) -> Iterator[None]:
-    """Inside, modules of `frozen_linears` scale what they multiply.
+def scaled_linears(
+    scales: Iterable[tuple[nn.Linear, Callable[[], Tensor], bool]], outliers: Iterable[SparseWeights]
+) -> Iterator[None]:
+    """Inside, modules of `frozen_linears` scale what they multiply, and add outliers that are not scaled.
 
     Each with a function that gives its scales in every forward, float32: `[inputs]` where the flag is true, else
-    `[outputs]`.
+    `[outputs]`; and with its `outliers`.
     """
     before = []
-    for module, scale, of_inputs in scales:
+    for (module, scale, of_inputs), exact in zip(scales, outliers, strict=True):
         before.append((module, module.forward))
-        forward = _input_scaled(module, scale) if of_inputs else _output_scaled(module, scale)
+        forward = _input_scaled(module, scale, exact) if of_inputs else _output_scaled(module, scale, exact)
         module.forward = forward  # type: ignore[assignment, method-assign]
     try:
         yield
@@ -66,9 +70,9 @@ def scaled_linears(scales: Iterable[tuple[nn.Linear, Callable[[], Tensor], bool]
             module.forward = forward  # type: ignore[method-assign]
 
 
-def _input_scaled(module: nn.Linear, scale: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: frozen_linear(x * scale(), module.weight, module.bias)
+def _input_scaled(module: nn.Linear, scale: Callable[[], Tensor], exact: SparseWeights) -> Callable[[Tensor], Tensor]:
+    return lambda x: exact.add_product(frozen_linear(x * scale(), module.weight, module.bias), x)
 
 
-def _output_scaled(module: nn.Linear, scale: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda x: frozen_linear(x, module.weight, module.bias, scale())
+def _output_scaled(module: nn.Linear, scale: Callable[[], Tensor], exact: SparseWeights) -> Callable[[Tensor], Tensor]:
+    return lambda x: exact.add_product(frozen_linear(x, module.weight, module.bias, scale()), x)

@@ -10,8 +10,9 @@ CODEBOOK_RIDGE = 1e-3
 SCALE_RIDGE = 1e-2
 """Pull towards the present values, in units of the diagonal: values that the inputs say nothing about stay."""
 
-OUTPUTS_FITTED = 32
-"""A codebook, at most 16 values, is fitted to about so many of a matrix's outputs: more only take time."""
+VALUES_FITTED = 512
+"""A codebook is fitted to so many of a matrix's outputs that their number times its values is about this: more only
+take time."""
 
 LARGEST_CHANGE = 3.0
 """A row's scale changes at most by this factor, else it is left alone."""
@@ -22,18 +23,6 @@ def look_up(codebook: Tensor, codes: Tensor) -> Tensor:
     return codebook.gather(1, codes.flatten(1).long()).view(codes.shape)
 
 
-def codebook_of_means(weights: Tensor, codes: Tensor, scales: Tensor, codebook: Tensor) -> Tensor:
-    """Codebook `[groups, values]` of least squared error in the weights; codes that are not used keep their value.
-
-    `weights` and `codes` `[groups, rows, columns]`, `scales` `[groups, rows]`.
-    """
-    keys, scale = codes.flatten(1).long(), scales[..., None]
-    zero = torch.zeros_like(codebook)
-    products = zero.scatter_add(1, keys, (weights * scale).flatten(1))
-    squares = zero.scatter_add(1, keys, (scale * scale).expand_as(weights).flatten(1))
-    return torch.where(squares > 0, products / squares.clamp_min(1e-30), codebook)
-
-
 def fit_codebook(weights: Tensor, codes: Tensor, scales: Tensor, codebook: Tensor, moments: Tensor) -> Tensor:
     """Codebook `[groups, values]` of least squared error in the outputs.
 
@@ -41,7 +30,7 @@ def fit_codebook(weights: Tensor, codes: Tensor, scales: Tensor, codebook: Tenso
     inputs]`: second moments of the inputs.
     """
     values = codebook.shape[1]
-    some = slice(None, None, max(1, weights.shape[1] // OUTPUTS_FITTED))
+    some = slice(None, None, max(1, weights.shape[1] * values // VALUES_FITTED))
     weights, codes, scales = weights[:, some], codes[:, some], scales.expand_as(weights)[:, some]
     fitted = torch.empty_like(codebook)
     for group in range(len(weights)):

@@ -14,16 +14,18 @@ from sti_hf.shards.layout import PLANES
 from sti_hf.shards.quantizers.calibrated.error_feedback import feedback_codes
 from sti_hf.shards.quantizers.calibrated.forward_passes import input_of
 from sti_hf.shards.quantizers.calibrated.least_squares import (
-    codebook_of_means,
     fit_codebook,
     fit_scales_of_inputs,
     fit_scales_of_outputs,
     look_up,
 )
-from sti_hf.shards.quantizers.lloyd import quantize_matrix
+from sti_hf.shards.quantizers.calibrated.outliers import find_outliers
+from sti_hf.shards.quantizers.lloyd import quantize_matrix, row_scales
 
-FEEDBACK_BITS = (2, 3, 4)
-"""Fidelities with error feedback. Above, the weights are so near that the feedback costs more than it brings."""
+BITS = range(2, PLANES + 1)
+
+MOMENT_BITS = (2, 3, 4)
+"""Fidelities whose inputs are taken as they are there; above, inputs are as at the last of them."""
 
 ERROR_WEIGHTS = {2: 1.0, 3: 2.0, 4: 4.0, 5: 12.0, 6: 48.0}
 """What a fidelity's squared error counts for where a code is chosen: with equal weights 2 bits would always win."""
@@ -37,16 +39,17 @@ class FittedLayer:
     """A layer's codes, and for each fidelity 2 .. 6 its own codebooks and scales.
 
     `codes` uint8 `[M, slice_rows, row_length]`, `codebooks[k]` float32 `[M, matrices, 2**k]`, `scales[k]` float32
-    `[M, slice_rows]`.
+    `[M, slice_rows]`, `is_outlier` bool, as `codes`: kept exactly.
     """
 
     codes: Tensor
     codebooks: dict[int, Tensor]
     scales: dict[int, Tensor]
+    is_outlier: Tensor
 
     def codebook_values(self, bits: int, grid: Grid, chosen: Tensor | None = None) -> Tensor:
         """float32 `[m, slice_rows, row_length]`: the weights at fidelity `bits` before scaling, of the slices chosen
-        (bool `[M]`; default all).
+        (bool `[M]`; default all); zero where an outlier is.
         """
         indices = range(len(self.codes)) if chosen is None else chosen.nonzero().flatten().tolist()
         values = torch.empty(len(indices), *self.codes.shape[1:])
@@ -56,26 +59,28 @@ class FittedLayer:
                 block = slice(grid.first_row[name], grid.first_row[name] + rows)
                 # NumPy's: torch would make int64 indices of the codes, eight times their size.
                 codebook.take(codes[block], out=slice_values[block], mode="clip")
+            slice_values[self.is_outlier[index].numpy()] = 0.0
         return values
 
 
 def fit_layer(shards: Tensor, grid: Grid, matrices: Sequence[Matrix], moments: Mapping[int, Moments]) -> FittedLayer:
-    """Fits float32 `[M, slice_rows, row_length]`; `moments[k]` are those of the inputs at fidelity k of FEEDBACK_BITS.
+    """Fits float32 `[M, slice_rows, row_length]`; `moments[k]` are those of the inputs at fidelity k of MOMENT_BITS.
 
     Nothing of a slice depends on the weights of another, other than through the moments.
     """
     layer = FittedLayer(
         torch.empty(shards.shape, dtype=torch.uint8),
-        {bits: torch.empty(grid.slices, len(grid.rows), 2**bits) for bits in range(2, PLANES + 1)},
-        {bits: torch.empty(shards.shape[:2]) for bits in range(2, PLANES + 1)},
+        {bits: torch.empty(grid.slices, len(grid.rows), 2**bits) for bits in BITS},
+        {bits: torch.empty(shards.shape[:2]) for bits in BITS},
+        torch.empty(shards.shape, dtype=torch.bool),
     )
     for index, matrix in enumerate(matrices):
         first, rows = grid.first_row[matrix.name], grid.matrix_rows[matrix.name]
         block = slice(first, first + rows)
-        own = {bits: moments[bits][input_of(matrix)] for bits in FEEDBACK_BITS}
-        codes, codebooks, scales = _fit_matrix(shards[:, block], own, matrix.by_columns)
-        layer.codes[:, block] = codes
-        for bits in codebooks:
+        own = {bits: moments[min(bits, MOMENT_BITS[-1])][input_of(matrix)] for bits in BITS}
+        fitted = _fit_matrix(shards[:, block], own, matrix.by_columns)
+        layer.codes[:, block], codebooks, scales, layer.is_outlier[:, block] = fitted
+        for bits in BITS:
             layer.codebooks[bits][:, index] = codebooks[bits]
             layer.scales[bits][:, block] = scales[bits]
     return layer
@@ -83,26 +88,28 @@ def fit_layer(shards: Tensor, grid: Grid, matrices: Sequence[Matrix], moments: M
 
 def _fit_matrix(
     weights: Tensor, moments: Mapping[int, Tensor], by_columns: bool
-) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
-    """Codes, codebooks and scales of one matrix `[M, rows, row_length]` of every slice."""
-    root_mean_square = weights.square().mean(-1).sqrt().clamp_min(1e-7)
-    _, scale, codebooks = quantize_matrix(weights, root_mean_square, torch.zeros(weights.shape, dtype=torch.bool))
-    # As [M, outputs, inputs]; the scale of a stored row is one of an output, or by columns one of an input.
-    matrix = weights.transpose(1, 2).contiguous() if by_columns else weights
-    scales = scale[:, None, :] if by_columns else scale[..., None]
-    matrix_codes = feedback_codes(matrix, scales, codebooks, moments, ERROR_WEIGHTS)
-    codes = matrix_codes.transpose(1, 2).contiguous() if by_columns else matrix_codes
+) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor], Tensor]:
+    """Codes, codebooks, scales and outliers of one matrix `[M, rows, row_length]` of every slice."""
+
+    def turned(stored: Tensor) -> Tensor:
+        """From as stored to `[M, outputs, inputs]`, or back."""
+        return stored.transpose(1, 2).contiguous() if by_columns else stored
+
+    root_mean_square, is_outlier = row_scales(weights)
+    is_outlier |= turned(find_outliers(turned(weights), moments[PLANES]))
+    _, scale, codebooks = quantize_matrix(weights, root_mean_square, is_outlier)
+    # The scale of a stored row is one of an output, or by columns one of an input.
+    matrix, scales = turned(weights), scale[:, None, :] if by_columns else scale[..., None]
+    matrix_codes = feedback_codes(matrix, scales, codebooks, moments, ERROR_WEIGHTS, turned(is_outlier))
+    codes = turned(matrix_codes)
+    kept = turned(~is_outlier)
+    matrix = matrix * kept
     fitted_codebooks: dict[int, Tensor] = {}
     fitted_scales: dict[int, Tensor] = {}
-    for bits in range(2, PLANES + 1):
-        prefix = codes >> (PLANES - bits)
-        fitted_scales[bits] = scale
-        if bits not in moments:
-            fitted_codebooks[bits] = codebook_of_means(weights, prefix, scale, codebooks[bits])
-            continue
-        matrix_prefix = matrix_codes >> (PLANES - bits)
-        codebook = fit_codebook(matrix, matrix_prefix, scales, codebooks[bits], moments[bits])
-        fit_scales = fit_scales_of_inputs if by_columns else fit_scales_of_outputs
-        fitted_scales[bits] = fit_scales(matrix, look_up(codebook, matrix_prefix), scale, moments[bits])
+    fit_scales = fit_scales_of_inputs if by_columns else fit_scales_of_outputs
+    for bits in BITS:
+        prefix = matrix_codes >> (PLANES - bits)
+        codebook = fit_codebook(matrix, prefix, scales * kept, codebooks[bits], moments[bits])
+        fitted_scales[bits] = fit_scales(matrix, look_up(codebook, prefix) * kept, scale, moments[bits])
         fitted_codebooks[bits] = codebook
-    return codes, fitted_codebooks, fitted_scales
+    return codes, fitted_codebooks, fitted_scales, is_outlier

@@ -24,15 +24,18 @@ from sti_hf.architectures.layer_runner import Inputs, output_of_layer
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers.calibrated.forward_passes import token_mask
 from sti_hf.shards.quantizers.calibrated.frozen_linear import scaled_linears
+from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LEARNING_RATES = {2: 1e-2, 3: 5e-3, 4: 4e-3, 5: 1e-3, 6: 5e-4}
-"""Largest step of a scale's logarithm, by fidelity. It is a cosine's over the steps, after a short rise."""
+LEARNING_RATES = {2: 1e-2, 3: 2e-3}
+"""Largest step of a scale's logarithm, by fidelity. It is a cosine's over the steps, after a short rise.
 
-ROUNDS = (2, 3, 2, 4, 2, 3, 2, 5, 4, 6)
+From 4 bits on tuning fits the calibration texts and nothing else: those scales stay as fitted."""
+
+ROUNDS = (2, 2, 2, 3)
 """The fidelity of each pair of rounds, uniform and mixed, over and over: the lower, the more there is to tune."""
 
 STEPS_OF_ROUND = 4
@@ -68,6 +71,7 @@ class ScaleTuner:
     def tune(
         self,
         scales: Sequence[LayerScales],
+        outliers: Sequence[SparseWeights],
         set_codebook_values: Callable[[Tensor], None],
         steps: int,
         seed: int,
@@ -75,8 +79,9 @@ class ScaleTuner:
     ) -> list[LayerScales]:
         """The scales of every layer, tuned.
 
+        `outliers` are those of every matrix of the first layer, then of the next.
         `set_codebook_values(fidelities)` gives the model's layers the codebook values, not scaled, of shards at
-        `fidelities` int64 `[N, M]` (full: the weights). `progress` is called after each step.
+        `fidelities` int64 `[N, M]` (full: the weights), without the outliers. `progress` is called after each step.
         """
         changes = [{name: torch.zeros_like(each).requires_grad_() for name, each in layer.items()} for layer in scales]
         parameters = [change for layer in changes for change in layer.values()]
@@ -88,7 +93,7 @@ class ScaleTuner:
         for first in range(0, steps, STEPS_OF_ROUND):
             tuned, levels = next(rounds)
             set_codebook_values(torch.tensor(FIDELITIES)[levels])
-            with scaled_linears(self._factors(scales, changes, levels, tuned)):
+            with scaled_linears(self._factors(scales, changes, levels, tuned), outliers):
                 for step in range(first, min(steps, first + STEPS_OF_ROUND)):
                     optimizer.param_groups[0]["lr"] = _schedule(step, steps)
                     optimizer.zero_grad()
