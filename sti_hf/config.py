@@ -34,6 +34,11 @@ class STIConfig(QuantizationConfigMixin):
         compute_dtype: "auto" (the fastest the device profile found), "float32" or "bfloat16".
         seq_len: tokens of the plan that is made first; other lengths get theirs when they come.
         staging_budget: bound of the staging buffer (bytes or text); None: what the plan needs to keep reading.
+        refine: keep T when the disk is busy, at the price of results that depend on it: planes above the lowest
+            fidelity that come too late for T are left out of an inference, and where reading is ahead of the plan, the
+            planes that are worth most beyond it are read too. `model.sti.last_run.bits` says what was executed. No
+            shard runs at full fidelity, and the staging buffer holds two layers at least, unless `staging_budget`
+            forbids.
         strict: raise if T cannot be met, instead of a warning.
         quantizer: the quantizer with which a checkpoint is sharded on first use.
 
@@ -51,6 +56,7 @@ class STIConfig(QuantizationConfigMixin):
         compute_dtype: str = "auto",
         seq_len: int = 128,
         staging_budget: int | str | None = None,
+        refine: bool = False,
         strict: bool = False,
         quantizer: str = DEFAULT_QUANTIZER,
         quant_method: str = "sti",
@@ -69,6 +75,7 @@ class STIConfig(QuantizationConfigMixin):
         self.compute_dtype = _one_of("compute_dtype", compute_dtype, COMPUTE_DTYPES)
         self.seq_len = seq_len
         self.staging_budget = None if staging_budget is None else parse_bytes(staging_budget, "staging_budget")
+        self.refine = _refine_for(strategy, refine)
         self.strict = strict
         check_quantizer(quantizer)
         self.quantizer = quantizer
@@ -139,3 +146,11 @@ def _fidelity_for(strategy: str, fidelity: int | None) -> int | None:
         choices = ", ".join(map(str, FIDELITIES))
         raise ValueError(f"strategy {strategy!r} needs fidelity= one of {choices}, not {fidelity!r}.")
     return fidelity
+
+
+def _refine_for(strategy: str, refine: bool) -> bool:
+    if not isinstance(refine, bool):
+        raise ValueError(f"refine must be True or False, not {refine!r}.")
+    if refine and strategy != "sti":
+        raise ValueError("refine is for strategy 'sti'; the baseline strategies run what they plan.")
+    return refine

@@ -41,6 +41,8 @@ def test_sizes(value: int | str, size: int) -> None:
         ({"allocator": "greedy"}, "allocator must be one of"),
         ({"compute_dtype": "int8"}, "compute_dtype must be one of"),
         ({"seq_len": 0}, "seq_len must be"),
+        ({"refine": "yes"}, "refine must be True or False"),
+        ({"refine": True, "strategy": "std_pipeline", "fidelity": 3}, "refine is for strategy 'sti'"),
         ({"quantizer": "nope"}, "no quantizer 'nope'"),
         ({"quant_method": "gptq"}, "quant_method 'sti'"),
     ],

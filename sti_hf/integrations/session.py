@@ -22,6 +22,7 @@ from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.quantizer import loading
 from sti_hf.planning import DeviceProfile, ExecutionPlan, ImportanceProfile, make_plan
 from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_path, read_profile, submodel_accuracy
+from sti_hf.planning.refinement import PLANE_FIDELITIES
 from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
@@ -82,6 +83,7 @@ def plan_store(
         submodel_accuracy=accuracy,
         staging_budget=config.staging_budget,
         row_bytes=store.index.tables[WORD_EMBEDDINGS].row_bytes,
+        fidelities=PLANE_FIDELITIES if config.refine else (),
         extra_seconds=sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in heads),
     )
 

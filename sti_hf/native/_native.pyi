@@ -125,14 +125,36 @@ class Streamer:
             RuntimeError: The streamer is still reading, or closed.
         """
 
+    def set_latest(self, latest: NDArray[np.float64]) -> None:
+        """
+        Say when each request of this run must have begun at the latest.
+
+        A request that is late when its turn comes is given up, and with it those of its group that follow it: they are
+        never read, and nobody waits for them. One that has begun is read to its end. Before, and with infinity, there
+        is no limit.
+
+        Args:
+            latest: float64 `[n]`, one for each request, on the clock of `time.perf_counter`.
+
+        Raises:
+            ValueError: There are not as many as requests.
+        """
+
     def wait(self, group: int) -> float:
         """
-        Wait until all requests of a group are read and checked; return the seconds waited.
+        Wait until all requests of a group are read and checked, or given up; return the seconds waited.
 
         Raises:
             StreamError: A request of this group or of one before it failed: the file is cut short, damaged or
                 unreadable.
             Cancelled: The run was cancelled.
+        """
+
+    def wait_for(self, group: int, seconds: float) -> bool:
+        """
+        Wait for a group at most so long (0 to 1, in whole milliseconds).
+
+        Returns whether all its requests are read and checked, or given up. Raises as `wait`.
         """
 
     def ready(self, group: int) -> bool:

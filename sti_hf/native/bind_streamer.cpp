@@ -16,6 +16,7 @@ using RequestArray = nb::ndarray<const int64_t, nb::shape<-1, 7>, nb::c_contig, 
 using PieceArray = nb::ndarray<const int64_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;
 using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Checksums = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Moments = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TimingArray = nb::ndarray<nb::numpy, double, nb::ndim<2>>;
 
 constexpr std::chrono::milliseconds SIGNAL_INTERVAL{100};
@@ -47,11 +48,22 @@ public:
                          reinterpret_cast<const PieceRow*>(piece_rows.data()), piece_rows.shape(0));
     }
 
+    void set_latest(nb::handle latest) {
+        const auto moments = as_array<Moments>(latest, "latest", "a float64 array [n]");
+        nb::gil_scoped_release released;
+        streamer_->set_latest(moments.data(), moments.shape(0));
+    }
+
     double wait(int64_t group) {
         const auto begin = std::chrono::steady_clock::now();
         while (!wait_released(group))
             if (PyErr_CheckSignals() != 0) throw nb::python_error();
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    }
+
+    bool wait_for(int64_t group, double seconds) {
+        if (!(seconds >= 0 && seconds <= 1)) throw std::invalid_argument("seconds must be 0 to 1");
+        return streamer_->wait(group, std::chrono::milliseconds(static_cast<int64_t>(seconds * 1e3)));
     }
 
     bool ready(int64_t group) { return streamer_->ready(group); }
@@ -139,7 +151,23 @@ Raises:
     ValueError: A row makes no sense or points outside the buffers.
     RuntimeError: The streamer is still reading, or closed.)";
 
-constexpr const char* WAIT_DOC = R"(Wait until all requests of a group are read and checked; return the seconds waited.
+constexpr const char* SET_LATEST_DOC = R"(Say when each request of this run must have begun at the latest.
+
+A request that is late when its turn comes is given up, and with it those of its group that follow it: they are
+never read, and nobody waits for them. One that has begun is read to its end. Before, and with infinity, there
+is no limit.
+
+Args:
+    latest: float64 `[n]`, one for each request, on the clock of `time.perf_counter`.
+
+Raises:
+    ValueError: There are not as many as requests.)";
+
+constexpr const char* WAIT_FOR_DOC = R"(Wait for a group at most so long (0 to 1, in whole milliseconds).
+
+Returns whether all its requests are read and checked, or given up. Raises as `wait`.)";
+
+constexpr const char* WAIT_DOC = R"(Wait until all requests of a group are read and checked, or given up; return the seconds waited.
 
 Raises:
     StreamError: A request of this group or of one before it failed: the file is cut short, damaged or
@@ -182,7 +210,10 @@ void bind_streamer(nb::module_& module) {
                      "direct: bool = True, threads: int = 1, rate_limit: float = 0.0) -> None"))
         .def("start", &PyStreamer::start, "requests"_a, "pieces"_a,
              nb::sig("def start(self, requests: NDArray[np.int64], pieces: NDArray[np.int64]) -> None"), START_DOC)
+        .def("set_latest", &PyStreamer::set_latest, "latest"_a,
+             nb::sig("def set_latest(self, latest: NDArray[np.float64]) -> None"), SET_LATEST_DOC)
         .def("wait", &PyStreamer::wait, "group"_a, WAIT_DOC)
+        .def("wait_for", &PyStreamer::wait_for, "group"_a, "seconds"_a, Release(), WAIT_FOR_DOC)
         .def("ready", &PyStreamer::ready, "group"_a, Release(), "Whether `wait` would return or raise at once.")
         .def("release", &PyStreamer::release, "group"_a, Release(),
              "Say that the staging memory of this group may be written again.")

@@ -3,9 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <limits>
 
-#include "crc32c.h"
+#include "kernels.h"
 #include "row_reader.h"
 
 namespace sti {
@@ -13,45 +12,9 @@ namespace {
 
 constexpr size_t PART_BYTES = 2 << 20;  // one read: large enough for the disk, small enough to cancel soon
 
-constexpr int64_t MAX_OFFSET = int64_t{1} << Buffers::OFFSET_BITS;
-constexpr double NEVER = std::numeric_limits<double>::quiet_NaN();
-
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-void require(bool condition, size_t index, const char* kind, const char* sentence) {
-    if (!condition) throw std::invalid_argument(std::string(kind) + " " + std::to_string(index) + ": " + sentence);
-}
-
-// Whether `row` reads what follows `previous`, to where that follows, so that a piece may go across both.
-bool follows(const RequestRow& row, const RequestRow& previous) {
-    return row.file == previous.file && row.group == previous.group &&
-           row.offset == previous.offset + previous.length && row.target == previous.target + previous.length;
-}
-
 }  // namespace
-
-struct Streamer::Piece {
-    const uint8_t* target;
-    size_t length;
-    uint32_t crc;
-    uint64_t offset;  // in the file
-};
-
-struct Streamer::Request {
-    std::shared_ptr<File> file;
-    uint64_t offset;
-    size_t length;
-    uint8_t* target;
-    int64_t group;
-    int64_t wait_for;
-    size_t first_piece;
-    size_t pieces;
-    size_t unread;      // bytes
-    size_t available;   // bytes before the file's end
-    bool read = false;  // all of it, and not yet checked
-    std::string error;
-    Timing timing{NEVER, NEVER};
-};
 
 struct Streamer::Part {
     Request* request;
@@ -79,70 +42,16 @@ std::unique_lock<std::mutex> Streamer::lock() {
     return std::unique_lock<std::mutex>(mutex_);
 }
 
-Streamer::Request Streamer::make_request(const RequestRow& row, size_t index) const {
-    const auto check = [&](bool condition, const char* sentence) { require(condition, index, "request", sentence); };
-    check(row.file >= 0 && row.file < static_cast<int64_t>(files_.size()), "there is no such file");
-    check(row.offset >= 0 && row.offset % BLOCK == 0, "the offset is not a multiple of 4096");
-    check(row.offset < MAX_OFFSET, "the offset is larger than any file");
-    check(row.length > 0 && row.length % BLOCK == 0, "the length is not a multiple of 4096");
-    check(row.group >= 0, "the group is negative");
-    const auto name = [&] { return "the destination of request " + std::to_string(index); };
-    uint8_t* target = buffers_.at(row.target, row.length, name);
-    const auto& file = files_[row.file];
-    check(!file->direct() || reinterpret_cast<uintptr_t>(target) % BLOCK == 0,
-          "direct reads need a destination that is aligned to 4096 bytes");
-
-    Request request;
-    request.file = file;
-    request.offset = row.offset;
-    request.length = request.unread = request.available = row.length;
-    request.target = target;
-    request.group = row.group;
-    request.wait_for = row.wait_for;
-    return request;
-}
-
-// `span`: what has been read of the file when `request` has, together with those that it continues.
-Streamer::Piece Streamer::make_piece(const PieceRow& row, size_t index, const Request& request,
-                                     const Span& span) const {
-    const auto check = [&](bool condition, const char* sentence) { require(condition, index, "piece", sentence); };
-    const auto offset = static_cast<int64_t>(request.offset);
-    check(row.offset >= span.begin && row.offset <= span.end && row.length >= 0 && row.length <= span.end - row.offset,
-          "it is not inside its request and those that it continues");
-    const uint8_t* target = buffers_.at(row.target, row.length, [&] { return "piece " + std::to_string(index); });
-    check(target == request.target + (row.offset - offset), "its destination is not where its request puts it");
-    return {target, static_cast<size_t>(row.length), static_cast<uint32_t>(row.crc32c),
-            static_cast<uint64_t>(row.offset)};
-}
-
 void Streamer::start(const RequestRow* rows, size_t request_count, const PieceRow* piece_rows, size_t piece_count) {
     const auto guard = lock();
     if (closed_) throw std::runtime_error("the streamer is closed");
     if (unfinished_ > 0) throw std::runtime_error("the streamer is still reading; cancel it before a new start");
-    std::vector<Request> requests;
-    std::vector<Piece> pieces;
-    std::map<int64_t, size_t> unread;
-    Span span{0, 0};
-    for (size_t i = 0; i < request_count; ++i) {
-        Request request = make_request(rows[i], i);
-        const bool upwards = i > 0 && follows(rows[i], rows[i - 1]), downwards = i > 0 && follows(rows[i - 1], rows[i]);
-        span = {upwards ? span.begin : rows[i].offset, downwards ? span.end : rows[i].offset + rows[i].length};
-        require(rows[i].pieces >= 0 && static_cast<size_t>(rows[i].pieces) <= piece_count - pieces.size(), i,
-                "request", "it has more pieces than are given");
-        request.first_piece = pieces.size();
-        request.pieces = rows[i].pieces;
-        for (size_t j = 0; j < request.pieces; ++j)
-            pieces.push_back(make_piece(piece_rows[pieces.size()], pieces.size(), request, span));
-        ++unread[request.group];
-        requests.push_back(std::move(request));
-    }
-    if (pieces.size() != piece_count) throw std::invalid_argument("there are more pieces than the requests have");
+    requests_ = make_requests(rows, request_count, piece_rows, piece_count, files_, buffers_);
 
     ++run_;
     cancelled_ = false;
-    requests_ = std::move(requests);
-    pieces_ = std::move(pieces);
-    unread_ = std::move(unread);
+    unread_.clear();
+    for (const Request& request : requests_) ++unread_[request.group];
     errors_.clear();
     next_request_ = next_offset_ = next_check_ = 0;
     unfinished_ = request_count;
@@ -150,6 +59,14 @@ void Streamer::start(const RequestRow* rows, size_t request_count, const PieceRo
     released_early_.clear();
     bytes_read_ = 0;
     work_.notify_all();
+}
+
+void Streamer::set_latest(const double* latest, size_t count) {
+    const auto guard = lock();
+    if (count != requests_.size())
+        throw std::invalid_argument("there are " + std::to_string(requests_.size()) + " requests, but " +
+                                    std::to_string(count) + " latest moments");
+    for (size_t i = 0; i < count; ++i) requests_[i].latest = latest[i];
 }
 
 bool Streamer::settled(int64_t group) const {
@@ -238,6 +155,15 @@ bool Streamer::has_work() const {
     return reads_ < max_reads_ && next_request_ < requests_.size() && released_ >= requests_[next_request_].wait_for;
 }
 
+// Nobody is woken when a request becomes late: it matters only once a thread could read it.
+bool Streamer::give_up_late() {
+    if (next_offset_ > 0 || !(now() > requests_[next_request_].latest)) return false;
+    const int64_t group = requests_[next_request_].group;
+    for (; next_request_ < requests_.size() && requests_[next_request_].group == group; ++next_request_)
+        requests_[next_request_].given_up = true;
+    return true;
+}
+
 Streamer::Part Streamer::take_part() {
     Request& request = requests_[next_request_];
     const Part part{&request, next_offset_, std::min(PART_BYTES, request.length - next_offset_)};
@@ -255,12 +181,16 @@ void Streamer::work() {
     for (;;) {
         work_.wait(guard, [&] { return closed_ || has_work(); });
         if (closed_) return;
-        const Part part = take_part();
         ++in_flight_;
-        ++reads_;
-        guard.unlock();
-        read_part(part);
-        guard.lock();
+        if (give_up_late()) {
+            check_in_order(guard);
+        } else {
+            const Part part = take_part();
+            ++reads_;
+            guard.unlock();
+            read_part(part);
+            guard.lock();
+        }
         --in_flight_;
         changed_.notify_all();
     }
@@ -294,12 +224,13 @@ void Streamer::read_part(const Part& part) {
 void Streamer::check_in_order(std::unique_lock<std::mutex>& guard) {
     if (checking_) return;
     checking_ = true;
-    while (!cancelled_ && next_check_ < requests_.size() && requests_[next_check_].read) {
+    while (!cancelled_ && next_check_ < requests_.size() &&
+           (requests_[next_check_].read || requests_[next_check_].given_up)) {
         Request& request = requests_[next_check_];
         guard.unlock();
-        if (request.error.empty()) {
+        if (request.read && request.error.empty()) {
             try {
-                check_pieces(request);
+                request.check_pieces();
             } catch (const StreamError& caught) {
                 request.error = caught.what();
             }
@@ -311,27 +242,8 @@ void Streamer::check_in_order(std::unique_lock<std::mutex>& guard) {
     checking_ = false;
 }
 
-void Streamer::check_pieces(const Request& request) const {
-    const uint64_t end = request.offset + request.available;
-    const bool ends_inside = request.available < request.length;  // otherwise a piece may reach into the request above
-    bool cut_short = request.length - request.available >= BLOCK;
-    for (size_t i = request.first_piece; i < request.first_piece + request.pieces; ++i)
-        cut_short |= ends_inside && pieces_[i].offset + pieces_[i].length > end;
-    if (cut_short)
-        throw StreamError(request.file->path() + ": the file is cut short: it ends at offset " + std::to_string(end) +
-                          ", inside the " + std::to_string(request.length) + " bytes read from offset " +
-                          std::to_string(request.offset));
-    for (size_t i = request.first_piece; i < request.first_piece + request.pieces; ++i) {
-        const Piece& piece = pieces_[i];
-        if (crc32c(piece.target, piece.length) != piece.crc)
-            throw StreamError(request.file->path() + ": the checksum of the " + std::to_string(piece.length) +
-                              " bytes at offset " + std::to_string(piece.offset) +
-                              " does not match: the store is damaged; run `sti verify`");
-    }
-}
-
 void Streamer::finish(Request& request) {
-    request.timing.end = now();
+    if (request.read) request.timing.end = now();
     if (!request.error.empty()) errors_.emplace(request.group, request.error);
     --unread_[request.group];
     --unfinished_;

@@ -18,23 +18,12 @@
 #include "buffers.h"
 #include "file.h"
 #include "rate_limit.h"
+#include "request.h"
 
 namespace sti {
 
 struct Cancelled : std::runtime_error {
     using std::runtime_error::runtime_error;
-};
-
-// Rows of the two arrays that `Streamer::start` takes.
-struct RequestRow {
-    int64_t file, offset, length, target, group, wait_for, pieces;
-};
-struct PieceRow {
-    int64_t target, length, crc32c, offset;
-};
-
-struct Timing {
-    double start, end;  // seconds of the monotonic clock; NaN where nothing was read
 };
 
 // `threads` reads at most are under way at once; they are taken in order, each only when the staging memory it needs
@@ -47,8 +36,12 @@ public:
 
     // Starts reading. Throws std::invalid_argument where a row makes no sense, std::runtime_error while a run goes on.
     void start(const RequestRow* requests, size_t request_count, const PieceRow* pieces, size_t piece_count);
-    // Whether all requests of the group are read and checked, after waiting for it at most `timeout`. Throws
-    // StreamError where one of them or of an earlier group failed, Cancelled after `cancel`.
+    // When each request of this run must have begun at the latest, in seconds of the monotonic clock; infinity, as
+    // they start, for no limit. One that is late when its turn comes is given up, never read, and with it those of its
+    // group that follow it. Throws std::invalid_argument unless `count` is that of the requests.
+    void set_latest(const double* latest, size_t count);
+    // Whether all requests of the group are read and checked, or given up, after waiting for it at most `timeout`.
+    // Throws StreamError where one of them or of an earlier group failed, Cancelled after `cancel`.
     bool wait(int64_t group, std::chrono::milliseconds timeout);
     // Whether `wait` would return or throw at once.
     bool ready(int64_t group);
@@ -70,24 +63,17 @@ public:
     pid_t process() const { return process_; }
 
 private:
-    struct Request;
-    struct Piece;
     struct Part;
-    struct Span {
-        int64_t begin, end;  // of the file: what consecutive requests read that continue each other
-    };
 
     void check_process() const;
     std::unique_lock<std::mutex> lock();
-    Request make_request(const RequestRow& row, size_t index) const;
-    Piece make_piece(const PieceRow& row, size_t index, const Request& request, const Span& span) const;
     bool settled(int64_t group) const;
     bool has_work() const;
+    bool give_up_late();
     Part take_part();
     void work();
     void read_part(const Part& part);
     void check_in_order(std::unique_lock<std::mutex>& guard);
-    void check_pieces(const Request& request) const;
     void finish(Request& request);
 
     const pid_t process_;
@@ -104,15 +90,14 @@ private:
     bool closed_ = false;
     uint64_t run_ = 0;  // how many have been started
     std::vector<Request> requests_;
-    std::vector<Piece> pieces_;
     size_t next_request_ = 0;  // to be read
     size_t next_offset_ = 0;   // inside it
     size_t next_check_ = 0;    // request to be checked
-    size_t unfinished_ = 0;    // requests not yet read and checked
+    size_t unfinished_ = 0;    // requests not yet read and checked, nor given up
     int reads_ = 0;            // parts being read
     size_t in_flight_ = 0;     // parts being read or checked
     bool checking_ = false;    // a thread is at it
-    std::map<int64_t, size_t> unread_;       // group -> its requests that are not yet read and checked
+    std::map<int64_t, size_t> unread_;       // group -> its unfinished requests
     std::map<int64_t, std::string> errors_;  // group -> its first
     int64_t released_ = 0;
     std::set<int64_t> released_early_;

@@ -5,16 +5,17 @@ The memory that a run of reads fills keeps the distances of the file, so a piece
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from sti_hf.planning import ExecutionPlan
+from sti_hf.planning.refinement import EXTRA, PLANNED, REQUIRED, refined_staging
 from sti_hf.planning.staging import place_layers, reads_downwards
-from sti_hf.runtime.buffers import PRELOAD, STAGING, location
-from sti_hf.shards.layout import FULL, FULL_PIECE, HEADER_PIECE, PLANES, LayerLayout
+from sti_hf.runtime.buffers import LOCATION_SHIFT, PRELOAD, STAGING, location
+from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, HEADER_PIECE, PLANES, LayerLayout
 from sti_hf.shards.store import ShardStore
 
 REQUEST_BYTES = 1 << 19
@@ -45,21 +46,32 @@ class Image:
 
 @dataclass(frozen=True)
 class LayerPlacement:
-    """One executed layer in memory: its pieces bool `[KINDS, M]` in either buffer, and where those are."""
+    """One executed layer in memory: its pieces bool `[KINDS, M]` in either buffer, and where those are. `extra` ones,
+    beyond the plan, stand in the staging buffer behind the `streamed`."""
 
     layer: int
     preloaded: np.ndarray
     streamed: np.ndarray
+    extra: np.ndarray
     preload_image: Image
     staging_image: Image
+    extra_image: Image
+
+    @property
+    def staged_end(self) -> int:
+        """Where the layer ends in the staging buffer; it begins with `staging_image`."""
+        return self.extra_image.start + self.extra_image.bytes
+
+    def parts(self) -> Iterator[tuple[int, np.ndarray, Image]]:
+        """Pieces that stand together, in the order in which they are read: buffer, pieces, image."""
+        yield PRELOAD, self.preloaded, self.preload_image
+        yield STAGING, self.streamed, self.staging_image
+        yield STAGING, self.extra, self.extra_image
 
     def locations(self, layout: LayerLayout) -> np.ndarray:
-        """int64 `[KINDS, M]`: location of every piece, -1 for those the plan does not need."""
+        """int64 `[KINDS, M]`: location of every piece, -1 for those that are never read."""
         places = np.full(self.preloaded.shape, -1, dtype=np.int64)
-        for buffer, present, image in (
-            (PRELOAD, self.preloaded, self.preload_image),
-            (STAGING, self.streamed, self.staging_image),
-        ):
+        for buffer, present, image in self.parts():
             if present.any():
                 places[present] = location(buffer, image.place(layout.piece_offset[present]))
         return places
@@ -70,41 +82,65 @@ class Placement:
 
     In the preload buffer they stand one after the other, in the staging buffer as `place_layers` says, side by side
     under load-then-execute.
+
+    Args:
+        store, plan: a store and a plan for it.
+        wanted: int64 `[N, M]`, for a run that is refined (`sti_hf.planning.refinement`): fidelities to read up to
+            where there is time, the plan's at least. Then the lowest planes of every layer are read first.
+        staging_budget: bound in bytes of the staging buffer of such a run. Where it has no room for planes beyond the
+            plan, there are none; the plan's own buffer it has in any case.
     """
 
-    def __init__(self, store: ShardStore, plan: ExecutionPlan) -> None:
+    def __init__(
+        self,
+        store: ShardStore,
+        plan: ExecutionPlan,
+        wanted: np.ndarray | None = None,
+        staging_budget: int | None = None,
+    ) -> None:
         self.store = store
-        self.staging_bytes = plan.staging_bytes
+        self.refined = wanted is not None
         self.files = {path: index for index, path in enumerate(dict.fromkeys(store.index.layer_files))}
         layouts = [store.layouts[layer] for layer in plan.layers]
         needed = [layout.pieces_of(plan.bits[layer]) for layout, layer in zip(layouts, plan.layers)]
-        preloaded = [pieces & plan.preloaded_pieces[layer] for pieces, layer in zip(needed, plan.layers)]
-        streamed = [pieces & ~held for pieces, held in zip(needed, preloaded)]
-        held_ranges = [layout.read_ranges(pieces) for layout, pieces in zip(layouts, preloaded)]
-        read_ranges = [layout.read_ranges(pieces) for layout, pieces in zip(layouts, streamed)]
-        read_bytes = [int(ranges[:, 1].sum()) for ranges in read_ranges]
-        held_bytes = [int(ranges[:, 1].sum()) for ranges in held_ranges]
+        held = _Pieces(layouts, [pieces & plan.preloaded_pieces[layer] for pieces, layer in zip(needed, plan.layers)])
+        read = _Pieces(layouts, [pieces & ~kept for pieces, kept in zip(needed, held.pieces)])
+        more, self.staging_bytes = _Pieces(layouts, [np.zeros_like(pieces) for pieces in needed]), plan.staging_bytes
+        if wanted is not None:
+            beyond = [layout.pieces_of(wanted[k]) & ~each for layout, k, each in zip(layouts, plan.layers, needed)]
+            for candidate in (more, _Pieces(layouts, beyond)):
+                staging_bytes = refined_staging(read.bytes, read.bytes_with(candidate), plan.staging_bytes)
+                if staging_budget is None or staging_bytes <= staging_budget:
+                    more, self.staging_bytes = candidate, staging_bytes
+        sizes = read.bytes_with(more)
         side_by_side = plan.strategy == "load_exec"
-        starts = _one_after_the_other(read_bytes) if side_by_side else place_layers(read_bytes, plan.staging_bytes)
-        self.preload_bytes = sum(held_bytes)
+        starts = _one_after_the_other(sizes) if side_by_side else place_layers(sizes, self.staging_bytes)
+        held_starts = _one_after_the_other(held.bytes)
+        self.preload_bytes = sum(held.bytes)
         self.layers = [
-            LayerPlacement(layer, held, read, Image(held_range, held_start), Image(read_range, start))
-            for layer, held, read, held_range, held_start, read_range, start in zip(
-                plan.layers, preloaded, streamed, held_ranges, _one_after_the_other(held_bytes), read_ranges, starts
+            LayerPlacement(
+                layer=layer,
+                preloaded=held.pieces[k],
+                streamed=read.pieces[k],
+                extra=more.pieces[k],
+                preload_image=Image(held.ranges[k], held_starts[k]),
+                staging_image=Image(read.ranges[k], starts[k]),
+                extra_image=Image(more.ranges[k], starts[k] + read.bytes[k]),
             )
+            for k, layer in enumerate(plan.layers)
         ]
 
     def requests(self, preload: Sequence[np.ndarray]) -> Requests:
         """Reads in plan order: of each executed layer k the pieces `preload[k]` (bool `[KINDS, M]`) that the preload
-        buffer still lacks, then its streamed pieces, the latter only into memory whose layer has been released.
+        buffer still lacks, then its streamed pieces, the latter only into memory whose layer has been released. Those
+        beyond the plan are left for when the buffer is filled.
         """
+        filled = not any(pieces.any() for pieces in preload)
         requests = [np.empty((0, 7), dtype=np.int64)]
         pieces = [np.empty((0, 4), dtype=np.int64)]
         for group, placed in enumerate(self.layers):
-            for buffer, present, image in (
-                (PRELOAD, preload[group] & placed.preloaded, placed.preload_image),
-                (STAGING, placed.streamed, placed.staging_image),
-            ):
+            wanted = (preload[group] & placed.preloaded, placed.streamed, placed.extra & filled)
+            for present, (buffer, _, image) in zip(wanted, placed.parts()):
                 if present.any():
                     read, checked = self._reads(group, present, image, buffer)
                     requests.append(read)
@@ -116,14 +152,31 @@ class Placement:
         """Reads of an inference whose preload buffer is filled."""
         return self.requests([np.zeros_like(placed.preloaded) for placed in self.layers])
 
+    def purposes(self, requests: np.ndarray) -> np.ndarray:
+        """int64 `[n]`: what each of the requests of a refined run is for (`sti_hf.planning.refinement`)."""
+        steps, staged = requests[:, 4], requests[:, 3] >> LOCATION_SHIFT == STAGING
+        places = requests[:, 3] & ((1 << LOCATION_SHIFT) - 1)
+        planned = requests[:, 1] >= np.array([self._first_above(placed) for placed in self.layers])[steps]
+        extra = places >= np.array([placed.extra_image.start for placed in self.layers])[steps]
+        return np.select([~staged, extra, planned], [REQUIRED, EXTRA, PLANNED], REQUIRED)
+
+    def _first_above(self, placed: LayerPlacement) -> int:
+        """Where in the file a layer's reads above the lowest fidelity begin: behind the block in which that ends."""
+        offset = int(self.store.layouts[placed.layer].piece_offset[min(FIDELITIES) + 1, 0])
+        return -(-offset // BLOCK) * BLOCK
+
     def _reads(self, group: int, present: np.ndarray, image: Image, buffer: int) -> Requests:
         """The reads for some pieces of a layer, and what it takes to check them."""
-        layer = self.layers[group].layer
-        layout, downwards = self.store.layouts[layer], reads_downwards(group)
+        placed = self.layers[group]
+        layer = placed.layer
+        layout, downwards = self.store.layouts[layer], reads_downwards(group) and not self.refined
+        ranges = [(offset, offset + length) for offset, length in layout.read_ranges(present).tolist()]
+        if self.refined and image is placed.staging_image:
+            ranges = _cut(ranges, self._first_above(placed))
         spans = [
-            (start, min(start + REQUEST_BYTES, offset + length))
-            for offset, length in layout.read_ranges(present).tolist()
-            for start in range(offset, offset + length, REQUEST_BYTES)
+            (start, min(start + REQUEST_BYTES, end))
+            for first, end in ranges
+            for start in range(first, end, REQUEST_BYTES)
         ]
         starts, ends = np.array(spans[::-1] if downwards else spans, dtype=np.int64).T
         kinds, slices = np.nonzero(present & (layout.piece_bytes > 0))
@@ -147,10 +200,30 @@ class Placement:
         """How many groups must have been released before each of these ranges of the staging buffer is free."""
         free_after = np.zeros_like(starts)
         for earlier in range(group):
-            image = self.layers[earlier].staging_image
-            if image.bytes:
-                free_after[(image.start < ends) & (starts < image.start + image.bytes)] = earlier + 1
+            start, end = self.layers[earlier].staging_image.start, self.layers[earlier].staged_end
+            if start < end:
+                free_after[(start < ends) & (starts < end)] = earlier + 1
         return free_after
+
+
+class _Pieces:
+    """Some pieces of every executed layer (bool `[KINDS, M]` each), the reads that cover them, and how long those
+    are."""
+
+    def __init__(self, layouts: Sequence[LayerLayout], pieces: list[np.ndarray]) -> None:
+        self.pieces = pieces
+        self.ranges = [layout.read_ranges(each) for layout, each in zip(layouts, pieces)]
+        self.bytes = [int(ranges[:, 1].sum()) for ranges in self.ranges]
+
+    def bytes_with(self, others: _Pieces) -> list[int]:
+        """Bytes of every layer, together with those of `others`."""
+        return [one + other for one, other in zip(self.bytes, others.bytes)]
+
+
+def _cut(ranges: list[tuple[int, int]], place: int) -> list[tuple[int, int]]:
+    """Ranges, of which one that goes across `place` is cut there."""
+    parts = [part for first, end in ranges for part in ((first, min(place, end)), (max(place, first), end))]
+    return [(first, end) for first, end in parts if first < end]
 
 
 def _one_after_the_other(sizes: Sequence[int]) -> list[int]:

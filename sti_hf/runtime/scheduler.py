@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 from transformers import PreTrainedModel
@@ -48,6 +49,8 @@ class Scheduler:
         self._all_layers: Any = base.get_submodule(architecture.layers)
         self._executed: Any = self._all_layers
         self._wait_for_all = False
+        self._tables: list[dict[str, np.ndarray]] = []
+        self._bits = np.empty((0, 0), dtype=np.int64)
         self.times: list[LayerTimes] = []
         # Transformers puts its capture hooks (output_hidden_states) on the layers there are at the first capture.
         maybe_install_capturing_hooks(base)
@@ -60,10 +63,12 @@ class Scheduler:
         assert placement is not None
         store = placement.store
         slices = plan.submodel[1]
+        self._bits, self._tables = plan.bits.copy(), []
         for step, placed in enumerate(placement.layers):
             layer: Any = self._all_layers[placed.layer]
             self.architecture.prepare_layer(layer, slices)
             tables = matrix_tables(store, placed, plan.bits[placed.layer])
+            self._tables.append(tables)
             for matrix in self.architecture.matrices:
                 linear = layer.get_submodule(matrix.module)
                 assert isinstance(linear, ElasticLinear)
@@ -88,8 +93,24 @@ class Scheduler:
         last = len(self._executed) - 1
         waited = sum(map(self.streamer.wait, range(last + 1))) if self._wait_for_all and step == 0 else 0.0
         waited += self.streamer.wait(step)
+        self._run_at(step, self.streamer.fidelities(step))
         self.decompressor.seconds = 0.0
         self.times.append(LayerTimes(start=time.perf_counter(), wait=waited))
+
+    def _run_at(self, step: int, bits: np.ndarray | None) -> None:
+        """Lets a step run at these fidelities, int64 `[M]`; None: as it is bound."""
+        placement = self.streamer.placement
+        assert placement is not None
+        placed = placement.layers[step]
+        if bits is not None and (bits != self._bits[placed.layer]).any():
+            for name, table in matrix_tables(placement.store, placed, bits).items():
+                self._tables[step][name][:] = table  # the linear layers have views of it
+            self._bits[placed.layer] = bits
+
+    @property
+    def bits(self) -> np.ndarray:
+        """int64 `[N, M]`: the fidelities at which layers last ran, 0 = not run."""
+        return self._bits.copy()
 
     def end(self, step: int) -> None:
         """Releases the shards of a step."""

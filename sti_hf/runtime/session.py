@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sti_hf.architectures import Architecture, get_architecture
 from sti_hf.config import STIConfig
 from sti_hf.planning import ExecutionPlan
+from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
 from sti_hf.runtime.buffers import Buffers, return_freed_memory
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.layers import (
@@ -182,11 +184,12 @@ class STISession:
         begun = time.perf_counter()
         self._use(self._plan_for(bucket_of(tokens)))
         self._streamer.start()
+        self._streamer.hold_to(begun)
         row_bytes = self._row_bytes_read()
         self._scheduler.enter()
         try:
             yield
-            self._streamer.finish()
+            self._streamer.finish(self._scheduler.times[-1].start)
             if self.plan.strategy != "preload":
                 return_freed_memory()
         except BaseException:
@@ -204,6 +207,7 @@ class STISession:
             embedding=self._embedding.seconds if self._embedding is not None else 0.0,
             bytes_read=self._streamer.bytes_read,
             row_bytes_read=self._row_bytes_read() - row_bytes,
+            bits=self._scheduler.bits,
         )
 
     # Plans.
@@ -231,11 +235,20 @@ class STISession:
                 self._scheduler.apply(plan)
 
     def _adopt(self, plan: ExecutionPlan) -> None:
-        self._streamer.adopt(plan)
+        self._streamer.adopt(plan, self._wanted(plan), self.config.staging_budget)
         dtype = self._decompressor.path.torch_dtype
         self._buffers.reserve_working(working_weights(self.store.grid, plan.submodel[1], dtype), dtype)
         self.plan = plan
         self._peak = max(self._peak, self._resident_bytes() + sum(self._buffers.sizes().values()))
+
+    def _wanted(self, plan: ExecutionPlan) -> np.ndarray | None:
+        """int64 `[N, M]`: the fidelities to read up to where there is time; None where runs are not refined."""
+        if not (self.config.refine and can_refine(plan)):
+            return None
+        if plan is self._pinned:
+            return plan.bits
+        longer = self.config.replaced(target_latency=LONGER * self.config.target_latency)
+        return wanted_bits(plan, self._make_plan(longer, plan.seq_len))
 
     # Housekeeping.
 

@@ -24,7 +24,8 @@ class RunTimeline:
 
     Per executed layer float64 `[n]`: `wait` for its shards, `decompress`, `compute` (without decompression); `io`
     `[n, 2]`: start and end of its reads, nan where nothing was read. `bytes_read` are the shards', `row_bytes_read`
-    the embeddings'.
+    the embeddings'. `bits` int64 `[N, M]` are the fidelities that were executed, 0 = not run: the plan's, unless the
+    run was refined.
     """
 
     tokens: int
@@ -37,6 +38,7 @@ class RunTimeline:
     decompress: np.ndarray = field(repr=False)
     compute: np.ndarray = field(repr=False)
     start: np.ndarray = field(repr=False)
+    bits: np.ndarray = field(repr=False)
 
 
 def run_timeline(
@@ -49,6 +51,7 @@ def run_timeline(
     embedding: float,
     bytes_read: int,
     row_bytes_read: int,
+    bits: np.ndarray,
 ) -> RunTimeline:
     """Puts one inference's measurements together; `begun` and `ended` are `time.perf_counter` of its forward."""
     decompress = np.array([layer.decompress for layer in times])
@@ -64,4 +67,5 @@ def run_timeline(
         decompress=decompress,
         compute=busy - decompress,
         start=np.array([layer.start for layer in times]) - begun,
+        bits=bits,
     )

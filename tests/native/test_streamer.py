@@ -168,6 +168,87 @@ def test_staging_memory_is_written_only_after_its_release(
         streamer.release(group)
 
 
+def test_late_requests_are_given_up_with_the_rest_of_their_group(path: Path, content: bytes) -> None:
+    reading = Reading([content])
+    for place, group in enumerate((0, 1, 1, 1, 2)):
+        reading.add(place * BLOCK, BLOCK, place * BLOCK, group=group, wait_for=group)
+    buffer = aligned(5 * BLOCK)
+    streamer = native.Streamer([str(path)], [buffer], threads=2)
+    streamer.start(*reading.arrays())
+    streamer.wait(0)
+    assert not streamer.wait_for(1, 0.01), "it waits for its memory"
+    never, past, to_come = np.inf, 0.0, time.perf_counter() + 100
+    streamer.set_latest(np.array([past, to_come, past, never, never]))
+    assert not streamer.ready(1), "given up only when its turn comes"
+    streamer.release(0)
+    assert streamer.wait_for(1, 1.0)
+    streamer.release(1)
+    streamer.wait(2)
+    blocks = [buffer[place * BLOCK :][:BLOCK].tobytes() for place in range(5)]
+    expected = [content[place * BLOCK :][:BLOCK] for place in range(5)]
+    assert [blocks[place] == expected[place] for place in range(5)] == [True, True, False, False, True]
+    assert not any(blocks[2] + blocks[3]), "never written"
+    assert streamer.bytes_read == 3 * BLOCK
+    assert np.isnan(streamer.timings()).all(axis=1).tolist() == [False, False, True, True, False]
+
+    streamer.start(*reading.arrays())  # another run knows nothing of this
+    for group in range(3):
+        streamer.wait(group)
+        streamer.release(group)
+    assert buffer.tobytes() == content[: 5 * BLOCK]
+
+
+def test_a_request_that_has_begun_is_read_to_its_end(path: Path, content: bytes) -> None:
+    buffer = aligned((GROUPS + 1) * CHUNK)
+    streamer = native.Streamer([str(path)], [buffer], threads=1, rate_limit=CHUNK / 0.1)
+    streamer.start(*in_groups(content).arrays())
+    while np.isnan(streamer.timings()[1, 0]):
+        time.sleep(0.001)
+    streamer.set_latest(np.zeros(GROUPS + 1))
+    streamer.wait(GROUPS)
+    read = ~np.isnan(streamer.timings()[:, 1])
+    assert 2 <= read.sum() < GROUPS
+    for group in np.flatnonzero(read):
+        assert buffer[group * CHUNK :][:CHUNK].tobytes() == content[group * CHUNK :][:CHUNK]
+    assert not buffer[int(read.sum()) * CHUNK :].any()
+    streamer.cancel()
+    streamer.start(*Reading([content]).arrays())
+
+
+def test_damage_in_what_is_given_up_does_not_matter(path: Path, content: bytes) -> None:
+    reading = Reading([content])
+    for place in range(4):
+        reading.add(place * BLOCK, BLOCK, place * BLOCK, group=place // 2, wait_for=place // 2)
+    damaged = bytearray(content)
+    damaged[3 * BLOCK + 5] ^= 1
+    path.write_bytes(damaged)
+    streamer = native.Streamer([str(path)], [aligned(4 * BLOCK)])
+    for latest, message in ((0.0, None), (np.inf, "checksum")):
+        streamer.start(*reading.arrays())
+        streamer.wait(0)
+        streamer.set_latest(np.array([0, 0, np.inf, latest]))
+        streamer.release(0)
+        if message is None:
+            streamer.wait(1)
+        else:
+            with pytest.raises(native.StreamError, match=message):
+                streamer.wait_for(1, 1.0)
+
+
+def test_latest_moments_must_fit_the_requests(slow: tuple[native.Streamer, np.ndarray]) -> None:
+    streamer, _ = slow
+    with pytest.raises(ValueError, match=r"there are 11 requests, but 3 latest moments"):
+        streamer.set_latest(np.zeros(3))
+    with pytest.raises(TypeError, match="latest must be a float64 array"):
+        streamer.set_latest(np.zeros(GROUPS + 1, dtype=np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seconds must be 0 to 1"):
+        streamer.wait_for(0, float("nan"))
+    assert not streamer.wait_for(GROUPS, 0.0)
+    streamer.cancel()
+    with pytest.raises(native.Cancelled):
+        streamer.wait_for(GROUPS, 0.0)
+
+
 def test_release_counts_from_the_first_group_on(path: Path, content: bytes) -> None:
     reading = Reading([content])
     reading.add(0, BLOCK, 0, group=3, wait_for=3)

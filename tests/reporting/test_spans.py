@@ -78,7 +78,15 @@ def test_measured(
     io = np.array([[begun, begun + 0.5]] * 3)
     io[:unread] = np.nan
     run = run_timeline(
-        layers, io, begun=begun, ended=clock + after, tokens=8, embedding=embedding, bytes_read=0, row_bytes_read=0
+        layers,
+        io,
+        begun=begun,
+        ended=clock + after,
+        tokens=8,
+        embedding=embedding,
+        bytes_read=0,
+        row_bytes_read=0,
+        bits=plan.bits,
     )
     lanes = measured_lanes(plan, run)
     sums = np.array(steps).sum(axis=0)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from sti_hf import STIConfig
 from sti_hf.architectures import get_architecture
 from sti_hf.integrations.session import load_model_on
-from sti_hf.planning import ExecutionPlan
+from sti_hf.planning import DeviceProfile, ExecutionPlan
 from sti_hf.planning.staging import MINIMUM_READ_AHEAD
 from sti_hf.planning.timeline import Timeline
 from sti_hf.runtime.gemm import ComputePath
@@ -75,6 +75,24 @@ def plan_of(
         first_latency=0.0,
         distortion=None,
     )
+
+
+def device(**changes: Any) -> DeviceProfile:
+    """A slow device: 2 MB/s, 1 ms a layer."""
+    fields: dict[str, Any] = {
+        "request_seconds": 1e-4,
+        "bytes_per_second": 2e6,
+        "row_seconds": 1e-5,
+        "tokens": (16, 128),
+        "widths": (1, 4),
+        "layer_seconds": ((5e-4, 1e-3), (1e-3, 2e-3)),
+        "decompress_seconds": {bits: 1e-10 for bits in (2, 3, 4, 5, 6, 32)},
+        "fixed_seconds": (1e-3, 1e-3),
+        "compute_dtype": "float32",
+        "gemm": "default",
+        **changes,
+    }
+    return DeviceProfile(**fields)
 
 
 def running(store: ShardStore, plan: ExecutionPlan, path: ComputePath = EXACT) -> Any:

@@ -15,12 +15,12 @@ from transformers import BertForSequenceClassification
 from sti_hf import STIConfig
 from sti_hf.integrations.session import load_model_on
 from sti_hf.native import StreamError
-from sti_hf.planning import DeviceProfile, make_plan
+from sti_hf.planning import make_plan
 from sti_hf.runtime.session import InfeasibleLatencyError, STISession, bucket_of
 from sti_hf.shards.layout import FULL_PIECE
 from sti_hf.shards.store import TABLES_FILE, ShardStore
 from tests.models import tiny_inputs, tiny_model
-from tests.runtime.sessions import EXACT, logits_of, plan_of, random_bits, running, store_of
+from tests.runtime.sessions import EXACT, device, logits_of, plan_of, random_bits, running, store_of
 
 STOCK = tiny_model(BertForSequenceClassification, hidden_size=64, intermediate_size=256)
 INPUTS = tiny_inputs(STOCK)
@@ -29,24 +29,6 @@ INPUTS = tiny_inputs(STOCK)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ShardStore:
     return store_of(STOCK, tmp_path_factory.mktemp("session") / "store")
-
-
-def device(**changes: Any) -> DeviceProfile:
-    """A slow device: 2 MB/s, 1 ms a layer."""
-    fields: dict[str, Any] = {
-        "request_seconds": 1e-4,
-        "bytes_per_second": 2e6,
-        "row_seconds": 1e-5,
-        "tokens": (16, 128),
-        "widths": (1, 4),
-        "layer_seconds": ((5e-4, 1e-3), (1e-3, 2e-3)),
-        "decompress_seconds": {bits: 1e-10 for bits in (2, 3, 4, 5, 6, 32)},
-        "fixed_seconds": (1e-3, 1e-3),
-        "compute_dtype": "float32",
-        "gemm": "default",
-        **changes,
-    }
-    return DeviceProfile(**fields)
 
 
 def planned(store: ShardStore, config: STIConfig) -> Any:
