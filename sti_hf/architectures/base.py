@@ -68,6 +68,10 @@ class Architecture:
     """Paths, inside the whole model, of the `nn.Linear`s over the vocabulary, whose weight may be tied to the word
     embeddings. A model has at most one; models with another head have none."""
 
+    head_tables: ClassVar[tuple[str, ...]] = ()
+    """Paths, inside `model.base_model`, of embeddings with a column for every head, which all layers share: where
+    there are some, an order of heads other than the checkpoint's is one order for all layers."""
+
     ffn_size: ClassVar[str] = "intermediate_size"
     """Name of the configuration's field for the number of FFN neurons of a layer."""
 

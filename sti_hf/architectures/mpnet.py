@@ -26,6 +26,7 @@ class MPNet(Architecture):
         Matrix("down", "output.dense"),
     )
     lm_decoders = ("lm_head.decoder",)
+    head_tables = ("encoder.relative_attention_bias",)
 
     def prepare_layer(self, layer: nn.Module, slices: int) -> None:
         """Set the width into which the attention reshapes its heads' outputs."""

@@ -8,12 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from sti_hf.architectures.depth import kept_layers
 from sti_hf.planning.request import ROUNDING, PlanRequest
-
-
-def kept_layers(layers: int, depth: int) -> tuple[int, ...]:
-    """Which of a model's layers a submodel of this depth keeps: the first."""
-    return tuple(range(min(layers, depth)))
 
 
 def accumulated_io_budget(request: PlanRequest, compute: np.ndarray) -> np.ndarray:

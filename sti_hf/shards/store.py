@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from sti_hf import native
+from sti_hf.architectures.depth import DEPTH_RULE
 from sti_hf.architectures.grid import Grid
 from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, HEADER_PIECE, KINDS, LayerLayout
 
@@ -65,6 +66,7 @@ class StoreIndex:
     `slice_order[l][k]` is the checkpoint's head (and block of FFN neurons) that slice k of layer l holds.
     `checksums[l]` uint32 `[KINDS, M]` are the CRC-32C of layer l's pieces. `files` gives the size of every file, and
     `resident_checksum` the CRC-32C of `resident.safetensors`. `fingerprint` names the source checkpoint's content.
+    `depth_rule` names the rule for which layers a submodel keeps; stores from before it was recorded follow the same.
     """
 
     model_type: str
@@ -81,6 +83,7 @@ class StoreIndex:
     files: dict[str, int]
     resident_checksum: int
     fingerprint: str
+    depth_rule: str = DEPTH_RULE
 
     def to_json(self) -> str:
         """The text of `sti.json`."""
@@ -107,6 +110,11 @@ class StoreIndex:
         if native.crc32c(body.encode()) != outer.get("checksum"):
             raise StoreError(f"{INDEX_FILE} is damaged (its checksum does not match); shard the model again.")
         content = json.loads(body)
+        if content.get("depth_rule", DEPTH_RULE) != DEPTH_RULE:
+            raise StoreError(
+                f"The submodels of this store keep layers by the rule {content['depth_rule']!r}, and this version of "
+                f"sti_hf knows the rule {DEPTH_RULE!r} only; upgrade sti_hf."
+            )
         grid = content["grid"]
         content["grid"] = Grid(**{**grid, "rows": tuple((name, rows) for name, rows in grid["rows"])})
         content["tables"] = {
