@@ -13,15 +13,16 @@ from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import PLANES
 
-STEPS = 4
-"""Depths and widths that are measured: this many each, evenly spread."""
+WIDTHS = 4
+"""So many widths are measured, evenly spread."""
 
 
 def coarse_grid(layers: int, slices: int) -> list[tuple[int, int]]:
-    """Submodels (n, m) in even steps, width by width, the whole model among them."""
-    depths = sorted({-(-layers * step // STEPS) for step in range(1, STEPS + 1)})
-    widths = sorted({-(-slices * step // STEPS) for step in range(1, STEPS + 1)})
-    return [(depth, width) for width in widths for depth in depths]
+    """Submodels (n, m), width by width, the whole model among them: few widths, of each all depths, since these are
+    parts of one forward.
+    """
+    widths = sorted({-(-slices * step // WIDTHS) for step in range(1, WIDTHS + 1)})
+    return [(depth, width) for width in widths for depth in range(1, layers + 1)]
 
 
 def submodel_scores(
