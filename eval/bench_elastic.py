@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
+from eval.command import one_line_errors
 from eval.glue_runs.circumstances import command_line, machine
 from eval.markdown import table
 from sti_hf import shard_checkpoint
@@ -111,8 +111,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
     parser.add_argument("--seed", type=int, default=0, help="of the halves")
     parser.add_argument("--markdown", type=Path, help="write the tables there, too")
     parser.add_argument("--json", type=Path, help="write all figures there")
-    words = sys.argv[1:] if arguments is None else arguments
-    parser.set_defaults(command=command_line("eval.bench_elastic", [re.sub("=/.*/", "=", word) for word in words]))
+    parser.set_defaults(command=command_line("eval.bench_elastic", arguments))
     return parser, parser.parse_args(arguments)
 
 
@@ -166,10 +165,8 @@ def _check(name: str, store: ShardStore, options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser, options = parse(arguments)
     transformers_logging.disable_progress_bar()
-    try:
+    with one_line_errors(parser):
         run(options)
-    except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from eval.cold_forwards import LATE
 from eval.disk import EMULATED, add_rate_option, disk_rate, evict
 from eval.growth import models
-from eval.growth.point import LATE, Point, measure, stock_warm
+from eval.growth.point import Point, measure, stock_warm
 from eval.live_app import warm_up
 from eval.markdown import table
 from eval.throttle_credit import spend_credit, write_ballast

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
+from eval.command import one_line_errors
 from eval.glue_runs.accuracy import Accuracy, PlanAccuracy
 from eval.glue_runs.circumstances import command_line, machine
 from eval.glue_runs.equal_bytes import EqualBytes
@@ -242,10 +243,8 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser, options = parse(arguments)
     transformers_logging.disable_progress_bar()
-    try:
+    with one_line_errors(parser):
         run(options)
-    except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

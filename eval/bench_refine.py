@@ -27,9 +27,9 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 import sti_hf
+from eval.cold_forwards import LATE, WARM_UP, running
 from eval.disk import EMULATED, add_rate_option, disk_rate, evict
 from eval.disk_bursts import disk_bursts
-from eval.glue_runs.latency import running
 from eval.live_app import warm_up
 from eval.markdown import table
 from eval.throttle_credit import spend_credit, write_ballast
@@ -42,12 +42,6 @@ from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import load_examples
 from sti_hf.profiling.metrics import load_metric, score
 from sti_hf.profiling.tasks import GLUE_TASKS, Task, get_task
-
-WARM_UP = 2
-"""The first inference fills the preload buffer, the second finds the code paths of a full run warm."""
-
-LATE = 1.05
-"""Times T: later than this is late."""
 
 
 class Sample:

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from eval.command import one_line_errors
 from eval.disk import add_rate_option, disk_rate
 from eval.glue_runs.accuracy import PlanAccuracy
 from eval.glue_runs.checks import checks
@@ -198,7 +199,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
 def main(arguments: Sequence[str] | None = None) -> None:
     parser, options = parse(arguments)
     transformers_logging.disable_progress_bar()
-    try:
+    with one_line_errors(parser):
         store = ShardStore.open(options.store)
         options.fidelities = options.fidelities or list(store.fidelities)
         if set(options.fidelities) - set(store.fidelities):
@@ -208,8 +209,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.output.mkdir(parents=True, exist_ok=True)
         for task in options.tasks:
             print(run_task(store, task, options), flush=True)
-    except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from transformers import HfArgumentParser
 
+from eval.command import one_line_errors
 from eval.elastic.arguments import ElasticArguments, ElasticTrainingArguments
 from eval.elastic.run import CARD, CHECKPOINT, ElasticRun
 
@@ -28,11 +29,9 @@ def main(words: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    try:
+    with one_line_errors(parser):
         arguments, training = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
         run = ElasticRun(arguments, training)
-    except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
     store = run.make()
     if run.state.is_main_process:
         print((run.output / CHECKPOINT / CARD).read_text())

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from sti_hf.profiling.examples import Examples, tokenize
-from sti_hf.profiling.tasks import Task
+from sti_hf.profiling.metrics import load_metric
+from sti_hf.profiling.tasks import Task, get_task
+from tests.integrations.checkpoints import checkpoint
 from tests.models import VOCABULARY
 
 TASK = Task("tiny", ("text",), lambda predictions, references: {"accuracy": float((predictions == references).mean())})
@@ -56,3 +60,22 @@ def write_dataset(folder: Path, split: str, rows: dict[str, list[Any]]) -> Path:
     lines = [json.dumps(dict(zip(rows, values))) for values in zip(*rows.values())]
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def task_for(model_class: type[PreTrainedModel], folder: Path, train: int) -> tuple[Path, Path]:
+    """A tiny checkpoint that is right about its data, and the data: task "sst2", `train` sentences to train on."""
+    source = checkpoint(model_class, folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = centred(AutoModelForSequenceClassification.from_pretrained(source), tokenizer)
+    model.save_pretrained(source)
+    for split, count, seed in (("train", train, 1), ("validation", 20, 0)):
+        texts = sentences(count, seed)
+        write_dataset(folder / "data", split, {"sentence": texts, "label": predicted_labels(model, tokenizer, texts)})
+    return source, folder / "data"
+
+
+def use_local_metric(patch: pytest.MonkeyPatch, *modules: str) -> None:
+    """These modules load the metric of "sst2" from the checkout: asking the Hub first takes seconds."""
+    metric = load_metric(get_task("sst2"))
+    for module in modules:
+        patch.setattr(f"{module}.load_metric", lambda task, path=None: metric)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,14 @@ from transformers import PreTrainedModel
 from eval.elastic.sliced_linear import SlicedLinear
 from sti_hf.architectures import get_architecture
 from sti_hf.architectures.depth import kept_layers
-from sti_hf.architectures.layer_runner import output_of_layer
+from sti_hf.architectures.layer_runner import (
+    given_output,
+    input_of_layer,
+    layers_of,
+    only_layers,
+    output_of_layer,
+    with_input,
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,7 @@ class Submodels:
         self.model = model
         self.architecture = get_architecture(model.config)
         self.grid = self.architecture.grid(model.config)
-        parent, _, self._name = self.architecture.layers.rpartition(".")
-        self._parent: Any = model.base_model.get_submodule(parent)
-        self._layers = list(getattr(self._parent, self._name))
+        self._layers = list(layers_of(model))
         self._linears: list[list[SlicedLinear]] = []
         self._width = self.grid.slices
         self._states: list[Tensor] = []
@@ -93,12 +97,12 @@ class Submodels:
         deepest = max(depths)
         self._states, self._embeddings = [], embeddings
         try:
-            with self._only([self._layers[layer] for layer in kept_layers(self.grid.layers, deepest)]):
+            kept = [self._layers[layer] for layer in kept_layers(self.grid.layers, deepest)]
+            with only_layers(self.model, kept):
                 logits = {deepest: (forward or self.model)(**inputs).logits}
             states, self._states = self._states, []
             for depth in set(depths) - {deepest}:
-                known = (states[depth],) if self._returns_tuple else states[depth]
-                with self._only([_Known(known)]):
+                with only_layers(self.model, [given_output(states[depth], self._returns_tuple)]):
                     logits[depth] = self.model(**inputs).logits
             return Outputs(states, logits)
         finally:
@@ -110,40 +114,10 @@ class Submodels:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not self._states:
             if self._embeddings is not None:
-                args, kwargs = _with_states(args, kwargs, self._embeddings)
-            self._states.append(args[0] if args else kwargs["hidden_states"])
+                args, kwargs = with_input(args, kwargs, self._embeddings)
+            self._states.append(input_of_layer(args, kwargs))
         return self.architecture.layer_inputs(args, kwargs, range(self._width))
 
     def _after_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._returns_tuple = isinstance(output, tuple)
         self._states.append(output_of_layer(output))
-
-    @contextmanager
-    def _only(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """The model with these layers."""
-        whole = getattr(self._parent, self._name)
-        setattr(self._parent, self._name, nn.ModuleList(layers))
-        try:
-            yield
-        finally:
-            setattr(self._parent, self._name, whole)
-
-
-def _with_states(
-    args: tuple[Any, ...], kwargs: dict[str, Any], states: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A layer's inputs with other hidden states."""
-    if args:
-        return (states, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": states}
-
-
-class _Known(nn.Module):
-    """A layer whose output is known."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -15,9 +16,9 @@ CPU = Path("/proc/cpuinfo")
 
 
 def command_line(module: str, arguments: Sequence[str] | None) -> str:
-    """The command with these arguments (None: this process's); of absolute paths only the names."""
+    """The command with these arguments (None: this process's); of absolute paths, also after NAME=, only the names."""
     words = sys.argv[1:] if arguments is None else arguments
-    return " ".join(["python -m", module, *(Path(word).name if word.startswith("/") else word for word in words)])
+    return " ".join(["python -m", module, *(re.sub(r"(^|=)/.*?([^/]*)/*$", r"\1\2", word) for word in words)])
 
 
 def machine() -> str:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
+from eval.cold_forwards import WARM_UP, expecting_misses, running, timed_forward
 from eval.disk import evict
 from sti_hf import STIConfig
-from sti_hf.integrations.checkpoint import stock_class
 from sti_hf.planning import ExecutionPlan
 from sti_hf.profiling.examples import Batch
 from sti_hf.shards.store import ShardStore
 
-WARM_UP = 2
-"""The first inference fills the preload buffer, the second finds the code paths of a full run warm."""
 FIRST_TOKEN = 10
 """Tokens below may be special."""
 
@@ -55,7 +49,7 @@ def measure(store: ShardStore, config: STIConfig, runs: int, sentences: Sequence
 
     The sentences run with the plan of the longest inputs, whatever their length.
     """
-    with _expecting_misses(), running(store, config) as model:
+    with expecting_misses(), running(store, config) as model:
         plan = model.sti.plan
         inputs = torch.randint(
             FIRST_TOKEN,
@@ -85,23 +79,9 @@ def measure(store: ShardStore, config: STIConfig, runs: int, sentences: Sequence
         )
 
 
-@contextmanager
-def running(store: ShardStore, config: STIConfig) -> Iterator[Any]:
-    """The store's model, running from shards."""
-    model_class: Any = stock_class(AutoConfig.from_pretrained(store.path))
-    model = model_class.from_pretrained(store.path, sti_config=config)
-    try:
-        yield model
-    finally:
-        model.sti.close()
-
-
 def forward(model: Any, tokens: Tensor) -> float:
     """Seconds of one forward of `tokens` int64 `[1, tokens]`."""
-    mask = torch.ones_like(tokens)
-    begun = time.perf_counter()
-    model(input_ids=tokens, attention_mask=mask)
-    return time.perf_counter() - begun
+    return timed_forward(model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
 
 
 def answers(model: Any, plan: ExecutionPlan, sentences: Sequence[Batch]) -> Tensor:
@@ -111,11 +91,3 @@ def answers(model: Any, plan: ExecutionPlan, sentences: Sequence[Batch]) -> Tens
     for batch in sentences:
         logits[batch.places] = model(**batch.inputs).logits.float()
     return logits
-
-
-@contextmanager
-def _expecting_misses() -> Iterator[None]:
-    """A plan that misses T is a row of the table here, and no warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No plan of .* meets the target latency")
-        yield

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.growth.point import LATE
+from eval.cold_forwards import LATE
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 """By what grows ("tokens", "batch", "layers", "width"; more may follow behind a comma), the rows of its points."""

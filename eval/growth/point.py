@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +14,9 @@ from torch import Tensor
 from transformers import MPNetForSequenceClassification
 
 import sti_hf
-from eval.glue_runs.latency import running
+from eval.cold_forwards import LATE, WARM_UP, expecting_misses, running, timed_forward
 from eval.growth.models import Size, checkpoint
 from sti_hf.integrations.session import device_profile, plan_store
-
-WARM_UP = 2
-"""The first inference fills the preload buffer, the second finds the code paths of a full run warm."""
-LATE = 1.05
-"""Times T: later than this is late."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +59,13 @@ def measure(
     target = factor * at_lowest(store, point, preload_budget)
     config = sti_hf.STIConfig(target_latency=target, preload_budget=preload_budget, seq_len=point.tokens * point.batch)
     inputs = point.inputs(WARM_UP + runs)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No plan of .* meets the target latency")
+    with expecting_misses():
         with running(store, config) as model:
             plan = model.sti.plan
             seconds = []
             for each in inputs:
                 make_cold(store.path)
-                seconds.append(_timed(model, each))
+                seconds.append(timed_forward(model, each))
         answers = []
         for each in inputs[:runs]:
             make_cold(store.path)
@@ -97,14 +90,8 @@ def stock_warm(point: Point, work: Path, runs: int) -> float:
     """Seconds of a warm forward of Transformers in float32."""
     model = MPNetForSequenceClassification.from_pretrained(checkpoint(point.size, work)).eval()
     with torch.no_grad():
-        seconds = [_timed(model, each) for each in point.inputs(1 + runs)]
+        seconds = [timed_forward(model, each) for each in point.inputs(1 + runs)]
     return median(seconds[1:])
-
-
-def _timed(model: Any, inputs: dict[str, Tensor]) -> float:
-    begun = time.perf_counter()
-    model(**inputs)
-    return time.perf_counter() - begun
 
 
 def _first_answer(store: sti_hf.ShardStore, config: sti_hf.STIConfig, inputs: dict[str, Tensor]) -> float:

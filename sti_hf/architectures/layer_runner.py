@@ -50,10 +50,7 @@ class LayerRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.executions = LayerExecutions()
-        path = get_architecture(model.config).layers
-        parent, _, self._name = path.rpartition(".")
-        self._parent: Any = model.base_model.get_submodule(parent)
-        self._layers = list(getattr(self._parent, self._name))
+        self._layers = list(layers_of(model))
         self._returns_tuple = False
 
     @torch.no_grad()
@@ -61,7 +58,7 @@ class LayerRunner:
         """The first layer's input: float32 `[batch, tokens, hidden]`."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+            raise _Reached(input_of_layer(args, kwargs))
 
         handle = self._layers[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
@@ -80,7 +77,7 @@ class LayerRunner:
         handle = self._layers[layer].register_forward_hook(stop)
         self.executions.add(inputs, 1)
         try:
-            with self._only(self._layers[layer : layer + 1]), _starting_with(self._layers[layer], states):
+            with only_layers(self.model, self._layers[layer : layer + 1]), _starting_with(self._layers[layer], states):
                 return self._reached(inputs)
         finally:
             handle.remove()
@@ -89,13 +86,13 @@ class LayerRunner:
     def finish(self, inputs: Inputs, layer: int, states: Tensor) -> Tensor:
         """The logits, given the input of `layer`: only it and those above are executed."""
         self.executions.add(inputs, len(self._layers) - layer)
-        with self._only(self._layers[layer:]), _starting_with(self._layers[layer], states):
+        with only_layers(self.model, self._layers[layer:]), _starting_with(self._layers[layer], states):
             return self._logits(inputs)
 
     @torch.no_grad()
     def head(self, inputs: Inputs, states: Tensor) -> Tensor:
         """The logits, given the output of what is taken for the last layer. Some layer must have been run before."""
-        with self._only([_Given((states,) if self._returns_tuple else states)]):
+        with only_layers(self.model, [given_output(states, self._returns_tuple)]):
             return self._logits(inputs)
 
     @torch.no_grad()
@@ -114,16 +111,6 @@ class LayerRunner:
         except _Reached as reached:
             return reached.states
         raise AssertionError("the model's forward has not executed its layers")
-
-    @contextmanager
-    def _only(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """The model with these layers."""
-        whole = getattr(self._parent, self._name)
-        setattr(self._parent, self._name, nn.ModuleList(layers))
-        try:
-            yield
-        finally:
-            setattr(self._parent, self._name, whole)
 
 
 class HiddenStates:
@@ -166,10 +153,47 @@ class HiddenStates:
         return self.runner.head(self.batches[index], self._states[index])
 
 
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers that a model has now."""
+    layers = model.base_model.get_submodule(get_architecture(model.config).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+@contextmanager
+def only_layers(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """The model with these layers in place of those that it has."""
+    whole = layers_of(model)
+    path = get_architecture(model.config).layers
+    model.base_model.set_submodule(path, nn.ModuleList(layers))
+    try:
+        yield
+    finally:
+        model.base_model.set_submodule(path, whole)
+
+
+def input_of_layer(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Hidden states in what a layer's forward is called with."""
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states
+
+
+def with_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], states: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a layer's forward is called with, but for the hidden states."""
+    return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+
 def output_of_layer(output: Any) -> Tensor:
     """Hidden states in what a layer's forward returns."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
+
+
+def given_output(states: Tensor, returns_tuple: bool) -> nn.Module:
+    """A layer that gives these hidden states whatever its input, in a tuple or not, as the model's own layers do."""
+    return _Given((states,) if returns_tuple else states)
 
 
 class _Given(nn.Module):
@@ -196,9 +220,7 @@ def _starting_with(layer: nn.Module, states: Tensor) -> Iterator[None]:
     """The layer takes these hidden states for its input, whatever it is called with."""
 
     def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if args:
-            return (states, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": states}
+        return with_input(args, kwargs, states)
 
     handle = layer.register_forward_pre_hook(replace, with_kwargs=True)
     try:

@@ -17,11 +17,11 @@ from eval import bench_elastic
 from sti_hf import ShardStore, shard_checkpoint
 from sti_hf.integrations.tokenizer import load_tokenizer
 from sti_hf.profiling.examples import load_examples, tokenize
-from sti_hf.profiling.metrics import load_metric
 from sti_hf.profiling.tasks import get_task
 from tests.architectures.submodels import cut_down
 from tests.eval.conftest import TinyTask
 from tests.models import HEADS, LAYERS
+from tests.tasks import use_local_metric
 
 DEPTHS, WIDTHS = (2, 3), (1, 3, 4)
 
@@ -34,10 +34,8 @@ def _progress_bars() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _metric_of_the_checkout() -> Iterator[None]:
-    """Asking the Hub first takes seconds."""
-    metric = load_metric(get_task("sst2"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.bench_elastic.load_metric", lambda task: metric)
+        use_local_metric(patch, "eval.bench_elastic")
         yield
 
 

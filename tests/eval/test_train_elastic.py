@@ -30,14 +30,11 @@ from eval.elastic.submodels import Submodels
 from eval.elastic.trainer import ElasticTrainer
 from sti_hf import ShardStore, native
 from sti_hf.architectures import Grid
-from sti_hf.profiling.metrics import load_metric
-from sti_hf.profiling.tasks import get_task
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import StoreError, StoreIndex
-from tests.integrations.checkpoints import checkpoint
 from tests.models import HEADS, LAYERS, tiny_inputs
 from tests.runtime.sessions import plan_of, running
-from tests.tasks import centred, predicted_labels, sentences, write_dataset
+from tests.tasks import task_for, use_local_metric
 
 STEPS = ["--max_steps", "8", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--warmup_steps", "0"]
 EVERY_FOUR = ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "4", "--save_steps", "4"]
@@ -45,10 +42,8 @@ EVERY_FOUR = ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_st
 
 @pytest.fixture(autouse=True, scope="module")
 def _metric_of_the_checkout() -> Iterator[None]:
-    """Asking the Hub first takes seconds."""
-    metric = load_metric(get_task("sst2"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.elastic.run.load_metric", lambda task: metric)
+        use_local_metric(patch, "eval.elastic.run")
         yield
 
 
@@ -60,21 +55,9 @@ def _progress_bars() -> Iterator[None]:
     logging.enable_progress_bar()
 
 
-def task_for(model_class: Any, folder: Path) -> tuple[Path, Path]:
-    """A checkpoint that is right about its data, and the data: task "sst2"."""
-    source = checkpoint(model_class, folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = centred(AutoModelForSequenceClassification.from_pretrained(source), tokenizer)
-    model.save_pretrained(source)
-    for split, count, seed in (("train", 60, 1), ("validation", 20, 0)):
-        texts = sentences(count, seed)
-        write_dataset(folder / "data", split, {"sentence": texts, "label": predicted_labels(model, tokenizer, texts)})
-    return source, folder / "data"
-
-
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return task_for(BertForSequenceClassification, tmp_path_factory.mktemp("bert"))
+    return task_for(BertForSequenceClassification, tmp_path_factory.mktemp("bert"), train=60)
 
 
 def train(source: Path, data: Path, output: Path, *options: str) -> Path:
@@ -88,7 +71,7 @@ def train(source: Path, data: Path, output: Path, *options: str) -> Path:
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The checkpoint, and what training in low fidelities, too, made of it."""
     folder = tmp_path_factory.mktemp("trained")
-    source, data = task_for(request.param, folder)
+    source, data = task_for(request.param, folder, train=60)
     return source, train(source, data, folder / "elastic", "--fidelities", "2", "4", "32")
 
 

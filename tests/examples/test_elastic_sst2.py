@@ -8,17 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 from transformers.utils import logging
 
 from eval import bench_elastic, train_elastic
 from sti_hf import ShardStore, cli
 from sti_hf.planning.importance_file import read_profile, submodel_accuracy
-from sti_hf.profiling.metrics import load_metric
-from sti_hf.profiling.tasks import get_task
-from tests.integrations.checkpoints import checkpoint, use_known_device
+from tests.integrations.checkpoints import use_known_device
 from tests.models import HEADS, LAYERS
-from tests.tasks import centred, predicted_labels, sentences, write_dataset
+from tests.tasks import task_for, use_local_metric
 
 TEXT = (Path(__file__).parents[2] / "examples" / "elastic_sst2.md").read_text()
 COMMANDS = [
@@ -30,19 +28,9 @@ SMALL = ["--depths", "2", "3", "--widths", "1", "4", "--fidelities", "32"]
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     use_known_device(monkeypatch)
-    metric = load_metric(get_task("sst2"))
-    for module in ("eval.elastic.run", "eval.bench_elastic", "sti_hf.integrations.importance"):
-        monkeypatch.setattr(f"{module}.load_metric", lambda task, path=None: metric)
-    source = checkpoint(BertForSequenceClassification, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = centred(AutoModelForSequenceClassification.from_pretrained(source), tokenizer)
-    model.save_pretrained(source)
-    for split, count, seed in (("train", 40, 1), ("validation", 20, 0)):
-        texts = sentences(count, seed)
-        write_dataset(
-            tmp_path / "data", split, {"sentence": texts, "label": predicted_labels(model, tokenizer, texts)}
-        )
-    paths = {"CHECKPOINT": source, "DATA": tmp_path / "data", "ELASTIC": tmp_path / "elastic"}
+    use_local_metric(monkeypatch, "eval.elastic.run", "eval.bench_elastic", "sti_hf.integrations.importance")
+    source, data = task_for(BertForSequenceClassification, tmp_path, train=40)
+    paths = {"CHECKPOINT": source, "DATA": data, "ELASTIC": tmp_path / "elastic"}
     verbosity = logging.get_verbosity()
     benches: dict[str, tuple[Callable[[list[str]], object], list[str]]] = {
         "eval.train_elastic": (train_elastic.main, SHORT),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -21,6 +22,7 @@ from sti_hf.shards.partition import join_layer, split_layer
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.sharding import write_store
 from sti_hf.shards.store import ShardStore
+from tests.planning.problems import make_profile
 
 EXACT = ComputePath("float32", "default")
 
@@ -79,20 +81,16 @@ def plan_of(
 
 def device(**changes: Any) -> DeviceProfile:
     """A slow device: 2 MB/s, 1 ms a layer."""
-    fields: dict[str, Any] = {
-        "request_seconds": 1e-4,
+    slow = {
         "bytes_per_second": 2e6,
-        "row_seconds": 1e-5,
         "tokens": (16, 128),
-        "widths": (1, 4),
         "layer_seconds": ((5e-4, 1e-3), (1e-3, 2e-3)),
         "decompress_seconds": {bits: 1e-10 for bits in (2, 3, 4, 5, 6, 32)},
         "fixed_seconds": (1e-3, 1e-3),
         "compute_dtype": "float32",
         "gemm": "default",
-        **changes,
     }
-    return DeviceProfile(**fields)
+    return make_profile(**{**slow, **changes})
 
 
 def running(store: ShardStore, plan: ExecutionPlan, path: ComputePath = EXACT) -> Any:
@@ -126,3 +124,14 @@ def stock_with_plan_weights(model: PreTrainedModel, store: ShardStore, bits: np.
 def logits_of(output: Any) -> torch.Tensor:
     """The first floating tensor of a model's output."""
     return next(value for value in output.to_tuple() if isinstance(value, torch.Tensor) and value.is_floating_point())
+
+
+def fail_twice(model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    """One forward that fails before the first layer, and one that fails in the second."""
+    with pytest.raises(IndexError, match="Token ids must be 0 to 210"):
+        model(input_ids=torch.tensor([[5, 211]]))
+    layer = model.base_model.encoder.layer[1]
+    handle = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop here")))
+    with pytest.raises(RuntimeError, match="stop here"):
+        model(**inputs)
+    handle.remove()

@@ -20,7 +20,7 @@ from sti_hf.runtime.session import InfeasibleLatencyError, STISession, bucket_of
 from sti_hf.shards.layout import FULL_PIECE
 from sti_hf.shards.store import TABLES_FILE, ShardStore
 from tests.models import tiny_inputs, tiny_model
-from tests.runtime.sessions import EXACT, device, logits_of, plan_of, random_bits, running, store_of
+from tests.runtime.sessions import EXACT, device, fail_twice, logits_of, plan_of, random_bits, running, store_of
 
 STOCK = tiny_model(BertForSequenceClassification, hidden_size=64, intermediate_size=256)
 INPUTS = tiny_inputs(STOCK)
@@ -215,13 +215,7 @@ def test_a_closed_session_says_so(store: ShardStore) -> None:
 def test_a_failed_forward_leaves_the_session_usable(store: ShardStore) -> None:
     model = running(store, plan_of(store, random_bits(store, 8), 0.3))
     expected = logits_of(model(**INPUTS))
-    with pytest.raises(IndexError, match="Token ids must be 0 to 210"):
-        model(input_ids=torch.tensor([[5, 211]]))
-    layer = model.base_model.encoder.layer[1]
-    handle = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop here")))
-    with pytest.raises(RuntimeError, match="stop here"):
-        model(**INPUTS)
-    handle.remove()
+    fail_twice(model, INPUTS)
     assert torch.equal(logits_of(model(**INPUTS)), expected)
     assert len(model.base_model.encoder.layer) == store.grid.layers
     model.sti.close()

@@ -13,14 +13,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sti_hf.architectures.base import Architecture
-from sti_hf.architectures.layer_runner import Inputs, output_of_layer
+from sti_hf.architectures.layer_runner import Inputs, layers_of, output_of_layer
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers.calibrated.forward_passes import token_mask
 from sti_hf.shards.quantizers.calibrated.frozen_linear import scaled_linears
@@ -58,8 +58,7 @@ class ScaleTuner:
         self._model = model
         self._matrices = architecture.matrices
         self._linears = architecture.linears(model)
-        layers: Any = model.base_model.get_submodule(architecture.layers)
-        self._layers: Sequence[nn.Module] = layers
+        self._layers = list(layers_of(model))
         self._batches = batches
         self._scratch = scratch
         for index, batch in enumerate(batches):
