@@ -219,6 +219,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_write_leaves_nothing_that_opens(tmp_path: Path, how: signal.Signals) -> None:
     script = (
+        # Jobs that a shell runs in the background inherit that it is ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time; from tests.shards.test_store import write; from pathlib import Path\n"
         "def pause(done): print('layer', flush=True); time.sleep(60)\n"
         "write(Path(sys.argv[1]), progress=pause)"
