@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 
 import numpy as np
@@ -14,18 +13,10 @@ PRELOAD, STAGING = 0, 1
 
 LOCATION_SHIFT = 56
 
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-
 
 def location(buffer: int, offset: np.ndarray) -> np.ndarray:
     """int64 locations (see `sti_hf.native`) of offsets in a buffer."""
     return offset | (buffer << LOCATION_SHIFT)
-
-
-def return_freed_memory() -> None:
-    """Gives what activations took, and the C library keeps for the next ones, back to the system (about 1 ms)."""
-    if _malloc_trim is not None:
-        _malloc_trim(0)
 
 
 def allocate(size: int) -> np.ndarray:

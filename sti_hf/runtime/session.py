@@ -21,7 +21,8 @@ from sti_hf.architectures import Architecture, get_architecture
 from sti_hf.config import STIConfig
 from sti_hf.planning import ExecutionPlan
 from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
-from sti_hf.runtime.buffers import Buffers, return_freed_memory
+from sti_hf.process_memory import return_freed_memory
+from sti_hf.runtime.buffers import Buffers
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.layers import (
     Decompressor,

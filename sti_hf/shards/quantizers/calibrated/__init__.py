@@ -19,6 +19,7 @@ from sti_hf.architectures import get_architecture
 from sti_hf.architectures.base import Architecture
 from sti_hf.architectures.grid import Grid
 from sti_hf.architectures.layer_runner import Inputs
+from sti_hf.process_memory import return_freed_memory
 from sti_hf.shards.layout import FIDELITIES, FULL
 from sti_hf.shards.partition import join_layer, split_layer
 from sti_hf.shards.quantizers.base import QuantizedLayer, collect_outliers
@@ -120,8 +121,6 @@ class _Calibration:
                 slice_indices = self._fit_codes(work)
                 self._tune_scales(tuner, tuning_steps, seed, work)
         finally:
-            for layer in range(self._grid.layers):
-                self._set_weights(layer, self._scratch.load(f"full.{layer}"))
             self._model.train(was_training)
         return CalibratedQuantizer(self._scratch, slice_indices)
 
@@ -143,6 +142,7 @@ class _Calibration:
                 self._set_weights(layer, join_layer(quantized, matrices, grid))
                 calibration_pass.advance(layer, bits)
             _save(self._scratch, layer, fitted)
+            return_freed_memory()
             work.add(LAYER_WORK)
         return slice_indices
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sti_hf.process_memory import page_out
 from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights
 
 
@@ -32,17 +33,19 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, output_scale: 
 
 @contextmanager
 def frozen_linears(modules: Iterable[nn.Linear], dtype: torch.dtype) -> Iterator[None]:
-    """Inside, these modules keep their weights in `dtype` and compute `frozen_linear`; afterwards they are float32."""
-    changed = list(modules)
-    for module in changed:
-        module.weight.data = module.weight.data.to(dtype)
+    """Inside, these modules have copies of their weights in `dtype`, to be changed at will, and compute
+    `frozen_linear`; afterwards they have their own weights again."""
+    own_weights = [(module, module.weight.data) for module in modules]
+    for module, weight in own_weights:
+        module.weight.data = weight.to(dtype, copy=True)
+        page_out(weight)
         module.forward = _forward_of(module)  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        for module in changed:
+        for module, weight in own_weights:
             del module.forward
-            module.weight.data = module.weight.data.float()
+            module.weight.data = weight
 
 
 def _forward_of(module: nn.Linear) -> Callable[[Tensor], Tensor]:

@@ -42,5 +42,6 @@ class SparseWeights:
     def add_product(self, output: Tensor, x: Tensor) -> Tensor:
         """`output` `[..., outputs]` plus these weights times `x` `[..., inputs]`."""
         inputs = x.flatten(0, -2).t().index_select(0, self.columns)
-        added = output.flatten(0, -2).t().index_add(0, self.rows, inputs * self.values[:, None])
+        rows = self.rows[:, None].expand_as(inputs)  # index_add would keep all products for the backward pass
+        added = output.flatten(0, -2).t().scatter_add(0, rows, inputs * self.values[:, None])
         return added.t().contiguous().view(output.shape)

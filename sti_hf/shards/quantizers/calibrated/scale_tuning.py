@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from sti_hf.architectures.base import Architecture
 from sti_hf.architectures.layer_runner import Inputs, layers_of, output_of_layer
+from sti_hf.process_memory import return_freed_memory
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers.calibrated.forward_passes import token_mask
 from sti_hf.shards.quantizers.calibrated.frozen_linear import scaled_linears
@@ -42,7 +43,7 @@ STEPS_OF_ROUND = 4
 RISING_STEPS = 5
 ADAM_BETAS = (0.9, 0.98)
 
-TOKENS_AT_ONCE = 128
+TOKENS_AT_ONCE = 96
 """A batch goes through the model in parts of about so many tokens, whose gradients add up: memory is a part's."""
 
 LayerScales = dict[str, Tensor]
@@ -99,6 +100,7 @@ class ScaleTuner:
                     for loss in self._losses(next(order)):
                         loss.backward(inputs=parameters)
                     optimizer.step()
+                    return_freed_memory()  # batches differ in length: freed blocks of one do not fit the next
                     progress()
         return [
             {name: _tuned(each, change[name]).detach() for name, each in layer.items()}
