@@ -1,15 +1,17 @@
-import subprocess
-import sys
+"""Memory that is given back to the system, and values that are not lost by it."""
+
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sti_hf.process_memory import LARGE, page_out, return_freed_memory, return_large_blocks
+from sti_hf.process_memory import page_out, return_freed_memory
 
 STATUS = Path("/proc/self/status")
-SIZE = 32 * LARGE
+SIZE = 32 << 20
 
 pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="resident memory is read from /proc")
 
@@ -45,31 +47,9 @@ def test_what_is_smaller_than_a_page_or_two_is_left_alone(size: int) -> None:
 
 
 def test_freed_blocks_are_returned() -> None:
-    return_large_blocks()
-    # Interleaved, so that those freed lie between others.
-    blocks = [torch.ones(LARGE // 8) for _ in range(2 * SIZE * 2 // LARGE)]
+    # Interleaved, so that those freed lie between others, and too small to be mapped on their own.
+    blocks = [torch.ones(1 << 14) for _ in range(2 * SIZE >> 16)]
     before = resident("RssAnon")
     del blocks[::2]
     return_freed_memory()
     assert resident("RssAnon") < before - SIZE // 2
-
-
-def test_large_blocks_are_returned_when_freed() -> None:
-    # In a process of its own: what others left on the heap could hold the block.
-    code = """
-from pathlib import Path
-import torch
-from sti_hf.process_memory import return_large_blocks
-
-def resident():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if "RssAnon" in line)
-
-return_large_blocks()
-for size in (8, 16, 8):  # glibc, left alone, keeps blocks as large as those that it has seen freed
-    block = torch.ones(size << 18)
-    held = resident()
-    del block
-    assert resident() < held - (size << 9), (size, held, resident())
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,7 +18,6 @@ from transformers.utils import cached_file, logging
 
 from sti_hf.architectures import get_architecture
 from sti_hf.integrations.calibration_text import CalibrationText, Texts, calibration_batches
-from sti_hf.process_memory import return_large_blocks
 from sti_hf.shards.quantizers import CALIBRATED, DEFAULT_QUANTIZER, get_quantizer
 from sti_hf.shards.sharding import write_store
 from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
@@ -78,7 +77,6 @@ def shard_checkpoint(
     texts = calibration.read() if calibration is not None else []
     config = AutoConfig.from_pretrained(source, **hub)
     grid = get_architecture(config).grid(config)
-    return_large_blocks()
     model_class: Any = stock_class(config)
     try:
         model, loaded = model_class.from_pretrained(

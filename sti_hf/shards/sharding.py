@@ -18,7 +18,7 @@ from sti_hf import native
 from sti_hf.architectures import Architecture, get_architecture
 from sti_hf.architectures.base import base_prefix
 from sti_hf.architectures.grid import Grid
-from sti_hf.process_memory import page_out
+from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.layout import KINDS, PLANES, LayerLayout
 from sti_hf.shards.partition import permute_biases, split_layer
 from sti_hf.shards.quantizers import QuantizedLayer, Quantizer
@@ -91,6 +91,7 @@ def write_store(
                 written.append(_write_layer(writer, layer, quantized, shards if full else None))
                 for weight in _layer_weights(module, architecture).values():
                     page_out(weight)
+                return_freed_memory()
                 progress(layer + 1)
         _write_config(model, folder, quantizer_name)
         extra_files(folder)

@@ -168,6 +168,7 @@ class _Calibration:
             full, is_outlier = self._scratch.load(f"full.{layer}"), _load(self._scratch, layer).is_outlier
             kept = join_layer(is_outlier, self._architecture.matrices, self._grid)
             outliers += [SparseWeights.of(full[m.name] * kept[m.name]) for m in self._architecture.matrices]
+            return_freed_memory()
         return outliers
 
     @torch.no_grad()

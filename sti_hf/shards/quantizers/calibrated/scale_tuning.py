@@ -43,7 +43,7 @@ STEPS_OF_ROUND = 4
 RISING_STEPS = 5
 ADAM_BETAS = (0.9, 0.98)
 
-TOKENS_AT_ONCE = 96
+TOKENS_AT_ONCE = 128
 """A batch goes through the model in parts of about so many tokens, whose gradients add up: memory is a part's."""
 
 LayerScales = dict[str, Tensor]
@@ -67,6 +67,7 @@ class ScaleTuner:
                 states, logits = self._run(batch)
             targets = {str(layer): state.half() for layer, state in enumerate(states)}
             scratch.save(f"targets.{index}", targets if logits is None else {**targets, "logits": logits})
+        return_freed_memory()
 
     def tune(
         self,
