@@ -2,8 +2,9 @@
 
     python -m eval.bench_compute --model CHECKPOINT [--tokens 128] [--bits 4]
 
-Interleaved rounds, medians. The last line tells what sti_hf's own code adds to a layer of the stock forward, taken on
-a model of the family whose layers are so small that they cost next to nothing themselves.
+Interleaved rounds, medians. The last line tells what sti_hf's own code adds to a layer of the stock forward: taken on
+models of the family whose layers are so small that they cost next to nothing themselves, from what a forward takes with
+more layers and with fewer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from sti_hf import STIConfig
 from sti_hf.integrations.checkpoint import resolve_store, stock_class
 
 DTYPES = ("float32", "bfloat16")
-TINY_LAYERS = 12
+TINY_LAYERS = (12, 36)
+TINY_TOKENS = 16
 
 
 class Forwards:
@@ -88,6 +90,18 @@ def models_of(checkpoint: str | Path, bits: int) -> dict[str, Callable[[], Any]]
     return models
 
 
+def own_seconds(model_type: str, bits: int, rounds: int) -> float:
+    """Seconds that a layer of a tiny float32 model takes longer in sti_hf than in Transformers."""
+    longer = []
+    for layers in TINY_LAYERS:
+        with tempfile.TemporaryDirectory() as folder:
+            save_tiny(model_type, Path(folder), num_hidden_layers=layers)
+            stock, elastic, *_ = compare(models_of(folder, bits), TINY_TOKENS, rounds).values()
+        longer.append((elastic["forward_ms"] - stock["forward_ms"]) / 1e3)
+    few, many = TINY_LAYERS
+    return (longer[1] - longer[0]) / (many - few)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a checkpoint (sharded once into the cache)")
@@ -105,14 +119,10 @@ def main() -> None:
     names = list(results)
     for stock, elastic in zip(names[::2], names[1::2]):
         print(f"{elastic} over {stock}: {results[elastic]['forward_ms'] / results[stock]['forward_ms']:.2f}")
-    with tempfile.TemporaryDirectory() as folder:
-        model_type = AutoConfig.from_pretrained(arguments.model).model_type
-        save_tiny(model_type, Path(folder), num_hidden_layers=TINY_LAYERS)
-        tiny = list(compare(models_of(folder, arguments.bits), 16, 10 * arguments.rounds).values())
-    own = (tiny[1]["forward_ms"] - tiny[0]["forward_ms"]) / TINY_LAYERS * 1e3
-    print(f"sti_hf's own code, per layer: {own:.0f} us")
+    own = own_seconds(AutoConfig.from_pretrained(arguments.model).model_type, arguments.bits, 10 * arguments.rounds)
+    print(f"sti_hf's own code, per layer: {own * 1e6:.0f} us")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"models": results, "own_us_per_layer": own}, indent=1))
+        arguments.json.write_text(json.dumps({"models": results, "own_us_per_layer": own * 1e6}, indent=1))
 
 
 if __name__ == "__main__":

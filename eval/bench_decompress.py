@@ -77,6 +77,10 @@ class Matrix:
             table[:, 7] = codebooks[bits]
             table[:, 8] = scales + each * self.slice_rows * 2 if scaled else -1
             table[:, 9] = outliers if count else -1
+        self.decompressions = {
+            bits: native.Decompression([self.buffer], table, 0, self.row_length, self.out, matrices=1)
+            for bits, table in self.tables.items()
+        }
 
     def _put(self, content: bytes) -> int:
         self._parts.append(content)
@@ -84,7 +88,7 @@ class Matrix:
         return self._size - len(content)
 
     def decompress(self, bits: int, threads: int) -> None:
-        native.decompress([self.buffer], self.tables[bits], 0, self.row_length, self.out, matrices=1, threads=threads)
+        self.decompressions[bits].run(threads)
 
     def fill(self) -> None:
         self.out.fill_(1.0)

@@ -48,6 +48,15 @@ TASK_HEADS: dict[str, list[type[PreTrainedModel]]] = {name: _task_heads(name) fo
 """Every stock model class of each supported `model_type`, the base model included."""
 
 
+FAMILIES = sorted(TASK_HEADS)
+
+
+def head_of(model_type: str) -> type[PreTrainedModel]:
+    """A sequence classifier of the family, or its first class."""
+    heads = TASK_HEADS[model_type]
+    return next((head for head in heads if head.__name__.endswith("SequenceClassification")), heads[0])
+
+
 def tiny_model(model_class: type[PreTrainedModel], seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Tiny model in eval mode whose every parameter is random and of visible size, tied weights tied.
 

@@ -1,18 +1,18 @@
 """The native part: decompression of bit-planes, the streamer that reads ahead of compute, and CRC-32C.
 
-It takes NumPy arrays and PyTorch tensors without copying them and is not linked against PyTorch. `decompress` and
-`crc32c` have an implementation for each instruction set, of which the fastest is chosen at run time.
+It takes NumPy arrays and PyTorch tensors without copying them and is not linked against PyTorch. `Decompression`
+and `crc32c` have an implementation for each instruction set, of which the fastest is chosen at run time.
 """
 
 from __future__ import annotations
 
 from sti_hf.native._native import (
     Cancelled,
+    Decompression,
     Streamer,
     StreamError,
     available_isas,
     crc32c,
-    decompress,
     evict,
     isa,
     set_isa,
@@ -20,11 +20,11 @@ from sti_hf.native._native import (
 
 __all__ = [
     "Cancelled",
+    "Decompression",
     "StreamError",
     "Streamer",
     "available_isas",
     "crc32c",
-    "decompress",
     "evict",
     "isa",
     "set_isa",

@@ -5,19 +5,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-def decompress(
-    buffers: Sequence[NDArray[np.uint8] | torch.Tensor],
-    table: NDArray[np.int64],
-    matrix: int,
-    row_length: int,
-    out: NDArray[np.float32] | torch.Tensor,
-    *,
-    matrices: int,
-    full_dtype: str = "float32",
-    threads: int = 1,
-) -> None:
+class Decompression:
     """
-    Write one matrix of a layer's active slices, from bit-planes or full weights.
+    Writes one matrix of a layer's active slices, from bit-planes or full weights, whenever it is run.
 
     A *location* is an int64 `buffer_index << 56 | byte_offset` into `buffers`, or -1 for what is absent.
     Nothing needs an alignment. Numbers are little-endian.
@@ -36,16 +26,38 @@ def decompress(
         out: float32 or bfloat16 `[m * rows, row_length]`, contiguous.
         matrices: How many matrices a slice has.
         full_dtype: Of weights at 32 bits: "float32", "bfloat16" or "float16".
-        threads: Threads to use at most, the caller's among them; a small matrix is left to the caller alone.
 
+    All arrays are kept alive, and none is copied: a run reads what is in them then, the table included.
     A weight is `codebook[code] * scale` in float32; outliers take the place of the weights at their positions;
     the result is rounded to the nearest (even) where `out` is bfloat16.
-    `sti_hf.shards.reference.decompress_reference` gives the same bits. The GIL is released.
+    `sti_hf.shards.reference.decompress_reference` gives the same bits.
 
     Raises:
-        ValueError: A location or an outlier is out of range, or a size or fidelity makes no sense.
+        ValueError: A size makes no sense.
         TypeError: An array has the wrong dtype or is not contiguous.
     """
+
+    def __init__(
+        self,
+        buffers: Sequence[NDArray[np.uint8] | torch.Tensor],
+        table: NDArray[np.int64],
+        matrix: int,
+        row_length: int,
+        out: NDArray[np.float32] | torch.Tensor,
+        *,
+        matrices: int,
+        full_dtype: str = "float32",
+    ) -> None: ...
+    def run(self, threads: int = 1) -> None:
+        """
+        Write the matrix. The GIL is released.
+
+        Args:
+            threads: Threads to use at most, the caller's among them; a small matrix is left to the caller alone.
+
+        Raises:
+            ValueError: A location or an outlier is out of range, or a fidelity makes no sense.
+        """
 
 def crc32c(buffer: bytes | memoryview | NDArray[np.uint8] | torch.Tensor, value: int = 0) -> int:
     """

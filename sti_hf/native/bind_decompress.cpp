@@ -25,33 +25,48 @@ DType out_dtype_of(const AnyArray& out) {
     throw nb::type_error("out must be float32 or bfloat16");
 }
 
-void decompress_into(nb::sequence buffers, nb::handle table, int64_t matrix, int64_t row_length, nb::handle out,
-                     int64_t matrices, const std::string& full_dtype, int threads) {
-    const HeldBuffers<ConstBytes> held(buffers, "a uint8 array");
-    const auto rows = as_array<Table>(table, "table", "an int64 array [slices, 10]");
-    const auto target = as_array<AnyArray>(out, "out", "a writable float32 or bfloat16 array");
-    const size_t slices = rows.shape(0);
-    if (row_length <= 0 || row_length % 8 != 0)
-        throw std::invalid_argument("row_length is " + std::to_string(row_length) + "; it must be a multiple of 8");
-    if (matrix < 0 || matrix >= matrices)
-        throw std::invalid_argument("matrix is " + std::to_string(matrix) + ", but there are " +
-                                    std::to_string(matrices) + " matrices");
-    if (slices == 0 || target.ndim() != 2 || target.shape(1) != static_cast<size_t>(row_length) ||
-        target.shape(0) % slices != 0)
-        throw std::invalid_argument("out must have the shape [slices * rows, row_length], for " +
-                                    std::to_string(slices) + " slices and rows of " + std::to_string(row_length));
-    const MatrixRequest request{rows.data(),
-                                slices,
-                                static_cast<size_t>(matrix),
-                                static_cast<size_t>(matrices),
-                                static_cast<size_t>(row_length),
-                                target.shape(0) / slices,
-                                full_dtype_named(full_dtype),
-                                out_dtype_of(target)};
-    const Buffers regions = held.regions();
-    nb::gil_scoped_release released;
-    decompress(regions, request, target.data(), threads);
-}
+// Arguments that are checked once, for a matrix that is decompressed again and again.
+class PyDecompression {
+public:
+    PyDecompression(nb::sequence buffers, nb::handle table, int64_t matrix, int64_t row_length, nb::handle out,
+                    int64_t matrices, const std::string& full_dtype)
+        : held_(buffers, "a uint8 array"),
+          regions_(held_.regions()),
+          table_(as_array<Table>(table, "table", "an int64 array [slices, 10]")),
+          out_(as_array<AnyArray>(out, "out", "a writable float32 or bfloat16 array")) {
+        const size_t slices = table_.shape(0);
+        if (row_length <= 0 || row_length % 8 != 0)
+            throw std::invalid_argument("row_length is " + std::to_string(row_length) +
+                                        "; it must be a multiple of 8");
+        if (matrix < 0 || matrix >= matrices)
+            throw std::invalid_argument("matrix is " + std::to_string(matrix) + ", but there are " +
+                                        std::to_string(matrices) + " matrices");
+        if (slices == 0 || out_.ndim() != 2 || out_.shape(1) != static_cast<size_t>(row_length) ||
+            out_.shape(0) % slices != 0)
+            throw std::invalid_argument("out must have the shape [slices * rows, row_length], for " +
+                                        std::to_string(slices) + " slices and rows of " + std::to_string(row_length));
+        request_ = {table_.data(),
+                    slices,
+                    static_cast<size_t>(matrix),
+                    static_cast<size_t>(matrices),
+                    static_cast<size_t>(row_length),
+                    out_.shape(0) / slices,
+                    full_dtype_named(full_dtype),
+                    out_dtype_of(out_)};
+    }
+
+    void run(int threads) const {
+        nb::gil_scoped_release released;
+        decompress(regions_, request_, out_.data(), threads);
+    }
+
+private:
+    HeldBuffers<ConstBytes> held_;
+    Buffers regions_;
+    Table table_;
+    AnyArray out_;
+    MatrixRequest request_;
+};
 
 uint32_t checksum(nb::handle buffer, uint32_t value) {
     const auto bytes = as_array<ConstBytes>(buffer, "buffer", "a uint8 array or bytes");
@@ -59,7 +74,7 @@ uint32_t checksum(nb::handle buffer, uint32_t value) {
     return crc32c(bytes.data(), bytes.nbytes(), value);
 }
 
-constexpr const char* DECOMPRESS_DOC = R"(Write one matrix of a layer's active slices, from bit-planes or full weights.
+constexpr const char* DECOMPRESSION_DOC = R"(Writes one matrix of a layer's active slices, from bit-planes or full weights, whenever it is run.
 
 A *location* is an int64 `buffer_index << 56 | byte_offset` into `buffers`, or -1 for what is absent.
 Nothing needs an alignment. Numbers are little-endian.
@@ -78,15 +93,23 @@ Args:
     out: float32 or bfloat16 `[m * rows, row_length]`, contiguous.
     matrices: How many matrices a slice has.
     full_dtype: Of weights at 32 bits: "float32", "bfloat16" or "float16".
-    threads: Threads to use at most, the caller's among them; a small matrix is left to the caller alone.
 
+All arrays are kept alive, and none is copied: a run reads what is in them then, the table included.
 A weight is `codebook[code] * scale` in float32; outliers take the place of the weights at their positions;
 the result is rounded to the nearest (even) where `out` is bfloat16.
-`sti_hf.shards.reference.decompress_reference` gives the same bits. The GIL is released.
+`sti_hf.shards.reference.decompress_reference` gives the same bits.
 
 Raises:
-    ValueError: A location or an outlier is out of range, or a size or fidelity makes no sense.
+    ValueError: A size makes no sense.
     TypeError: An array has the wrong dtype or is not contiguous.)";
+
+constexpr const char* RUN_DOC = R"(Write the matrix. The GIL is released.
+
+Args:
+    threads: Threads to use at most, the caller's among them; a small matrix is left to the caller alone.
+
+Raises:
+    ValueError: A location or an outlier is out of range, or a fidelity makes no sense.)";
 
 constexpr const char* CRC32C_DOC = R"(CRC-32C (Castagnoli) of a buffer of bytes.
 
@@ -96,12 +119,14 @@ constexpr const char* CRC32C_DOC = R"(CRC-32C (Castagnoli) of a buffer of bytes.
 
 void bind_decompress(nb::module_& module) {
     using namespace nb::literals;
-    module.def("decompress", decompress_into, "buffers"_a, "table"_a, "matrix"_a, "row_length"_a, "out"_a,
-               nb::kw_only(), "matrices"_a, "full_dtype"_a = "float32", "threads"_a = 1,
-               nb::sig("def decompress(buffers: Sequence[NDArray[np.uint8] | torch.Tensor], table: NDArray[np.int64], "
-                       "matrix: int, row_length: int, out: NDArray[np.float32] | torch.Tensor, *, matrices: int, "
-                       "full_dtype: str = 'float32', threads: int = 1) -> None"),
-               DECOMPRESS_DOC);
+    nb::class_<PyDecompression>(module, "Decompression", DECOMPRESSION_DOC)
+        .def(nb::init<nb::sequence, nb::handle, int64_t, int64_t, nb::handle, int64_t, const std::string&>(),
+             "buffers"_a, "table"_a, "matrix"_a, "row_length"_a, "out"_a, nb::kw_only(), "matrices"_a,
+             "full_dtype"_a = "float32",
+             nb::sig("def __init__(self, buffers: Sequence[NDArray[np.uint8] | torch.Tensor], table: "
+                     "NDArray[np.int64], matrix: int, row_length: int, out: NDArray[np.float32] | torch.Tensor, *, "
+                     "matrices: int, full_dtype: str = 'float32') -> None"))
+        .def("run", &PyDecompression::run, "threads"_a = 1, RUN_DOC);
     module.def("crc32c", checksum, "buffer"_a, "value"_a = 0,
                nb::sig("def crc32c(buffer: bytes | memoryview | NDArray[np.uint8] | torch.Tensor, "
                        "value: int = 0) -> int"),

@@ -15,7 +15,7 @@ enum Column { BITS = 0, PLANE_1 = 1, FULL_WEIGHTS = 1, CODEBOOK = 7, SCALES = 8,
 
 constexpr int FULL = 32;
 constexpr size_t PART_WEIGHTS = 1 << 15;    // a thread's piece of work: large against taking it, small against a cache
-constexpr size_t THREAD_WEIGHTS = 1 << 20;  // decoded in about the time in which a thread wakes up
+constexpr size_t THREAD_WEIGHTS = 1 << 17;  // decoded in about the time in which a thread wakes up
 
 struct Outliers {
     size_t count = 0;

@@ -93,7 +93,7 @@ void Streamer::release(int64_t group) {
     const auto guard = lock();
     if (group >= released_) released_early_.insert(group);
     while (released_early_.erase(released_)) ++released_;
-    work_.notify_all();
+    if (has_work()) work_.notify_all();
 }
 
 void Streamer::cancel() {

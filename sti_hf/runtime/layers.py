@@ -33,11 +33,10 @@ class Decompressor:
     threads: int = field(default_factory=torch.get_num_threads)
     seconds: float = 0.0
 
-    def decompress(self, table: np.ndarray, matrix: int, rows: int) -> Tensor:
-        """The working buffer, filled with `rows` rows of matrix number `matrix` of the slices in `table`."""
-        start = time.perf_counter()
-        weight = self.buffers.working(rows, self.row_length)
-        native.decompress(
+    def block(self, table: np.ndarray, matrix: int, first: int, last: int) -> Block:
+        """The block of matrix number `matrix` that has its rows `first` to `last`: those of the slices in `table`."""
+        weight = self.buffers.working(last - first, self.row_length)
+        decompression = native.Decompression(
             self.buffers.compressed,
             table,
             matrix,
@@ -45,20 +44,26 @@ class Decompressor:
             weight,
             matrices=len(self.matrices),
             full_dtype=self.full_dtype,
-            threads=self.threads,
         )
+        return Block(first, last, weight, decompression)
+
+    def decompress(self, block: Block) -> Tensor:
+        """The weight of a block `[rows, row_length]`, as stored, in the working buffer until the next one is."""
+        start = time.perf_counter()
+        block.decompression.run(self.threads)
         self.seconds += time.perf_counter() - start
-        return weight
+        return block.weight
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some slices of a matrix, decompressed together: their `table` for `native.decompress`, and which of the matrix's
-    rows (as stored) they are, `first` to `last`."""
+    """Some slices of a matrix, decompressed together: which of the matrix's rows (as stored) they are, `first` to
+    `last`, their `weight` in the working buffer, and what puts it there."""
 
-    table: np.ndarray
     first: int
     last: int
+    weight: Tensor
+    decompression: native.Decompression
 
 
 def block_slices(slice_bytes: int, slices: int) -> int:
@@ -72,13 +77,10 @@ def working_weights(grid: Grid, slices: int, dtype: torch.dtype) -> int:
     return max(block_slices(each * dtype.itemsize, slices) * each for each in weights)
 
 
-def blocks_of(table: np.ndarray, rows: int, row_bytes: int) -> list[Block]:
-    """Cuts the slices of `table`, `rows` rows of `row_bytes` in all, into blocks that the working buffer can hold."""
-    of_slice = rows // len(table)
-    step = block_slices(of_slice * row_bytes, len(table))
-    starts = range(0, len(table), step)
-    ends = [min(start + step, len(table)) for start in starts]
-    return [Block(table[start:end], start * of_slice, end * of_slice) for start, end in zip(starts, ends)]
+def block_ends(slices: int, slice_bytes: int) -> list[tuple[int, int]]:
+    """The first and last slice of every block of a matrix, `slice_bytes` for each slice when decompressed."""
+    step = block_slices(slice_bytes, slices)
+    return [(start, min(start + step, slices)) for start in range(0, slices, step)]
 
 
 class ElasticLinear(nn.Module):
@@ -94,17 +96,25 @@ class ElasticLinear(nn.Module):
         self.matrix, self.by_columns = matrix, by_columns
         self.bias = linear.bias
         self._decompressor: Decompressor | None = None
+        self._blocks: list[Block] = []
 
     def bind(self, decompressor: Decompressor, table: np.ndarray, rows: int) -> None:
         """Sets what the next forwards multiply by: `rows` rows of the slices of `table`."""
         dtype = decompressor.path.torch_dtype
+        index, of_slice = decompressor.matrices.index(self.matrix), rows // len(table)
         self._decompressor = decompressor
-        self._index = decompressor.matrices.index(self.matrix)
-        self._blocks = blocks_of(table, rows, decompressor.row_length * dtype.itemsize)
+        self._blocks = [
+            decompressor.block(table[first:last], index, first * of_slice, last * of_slice)
+            for first, last in block_ends(len(table), of_slice * decompressor.row_length * dtype.itemsize)
+        ]
         self._bias = None
         if self.bias is not None:
             bias = self.bias.detach()  # a parameter would be registered as this module's own
             self._bias = (bias if self.by_columns else bias[:rows]).to(dtype)
+
+    def unbind(self) -> None:
+        """Lets go of the buffers, until the next `bind`."""
+        self._decompressor, self._blocks = None, []
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[..., active in_features]` to `[..., active out_features]`."""
@@ -115,21 +125,16 @@ class ElasticLinear(nn.Module):
         parts = [self._rows_of(x, block, self._decompressor) for block in self._blocks]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def weight_of(self, block: Block) -> Tensor:
-        """The weight of a block, `[rows, row_length]` as stored, in the working buffer until the next one is."""
-        assert self._decompressor is not None
-        return self._decompressor.decompress(block.table, self._index, block.last - block.first)
-
     def _rows_of(self, x: Tensor, block: Block, decompressor: Decompressor) -> Tensor:
         bias = None if self._bias is None else self._bias[block.first : block.last]
-        return decompressor.path.multiply(x, self.weight_of(block), bias)
+        return decompressor.path.multiply(x, decompressor.decompress(block), bias)
 
     def _add_up(self, x: Tensor, decompressor: Decompressor) -> Tensor:
         total: Tensor | None = None
         for block in self._blocks:
             inputs = x[..., block.first : block.last]
             bias = self._bias if total is None else None
-            part = decompressor.path.multiply(inputs, self.weight_of(block).t(), bias)
+            part = decompressor.path.multiply(inputs, decompressor.decompress(block).t(), bias)
             total = part if total is None else total.add_(part)
         assert total is not None
         return total

@@ -231,7 +231,7 @@ def _one_after_the_other(sizes: Sequence[int]) -> list[int]:
 
 
 def matrix_tables(store: ShardStore, placed: LayerPlacement, bits: np.ndarray) -> dict[str, np.ndarray]:
-    """For every matrix of a layer, int64 `[m, 10]`: what `native.decompress` needs of its active slices."""
+    """For every matrix of a layer, int64 `[m, 10]`: what `native.Decompression` needs of its active slices."""
     layout, grid = store.layouts[placed.layer], store.grid
     active = np.flatnonzero(bits)
     places = placed.locations(layout)[:, active]

@@ -16,6 +16,7 @@ from sti_hf.architectures import Architecture
 from sti_hf.planning import ExecutionPlan
 from sti_hf.runtime.layers import Decompressor, ElasticLinear
 from sti_hf.runtime.placement import matrix_tables
+from sti_hf.runtime.precision import LayerPrecision
 from sti_hf.runtime.streamer import ShardStreamer
 from sti_hf.runtime.timeline import LayerTimes
 
@@ -30,9 +31,11 @@ class LayerHook(ModelHook):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self.scheduler.begin(self.step)
+        args, kwargs = self.scheduler.precision.narrowed(args, kwargs)
         return self.scheduler.architecture.layer_inputs(args, kwargs, self.heads)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
+        output = self.scheduler.precision.widened(output)
         self.scheduler.end(self.step)
         return output
 
@@ -44,6 +47,7 @@ class Scheduler:
         self, base: PreTrainedModel, architecture: Architecture, streamer: ShardStreamer, decompressor: Decompressor
     ) -> None:
         self.architecture, self.streamer, self.decompressor = architecture, streamer, decompressor
+        self.precision = LayerPrecision(decompressor.path.torch_dtype)
         path, _, self._name = architecture.layers.rpartition(".")
         self._parent = base.get_submodule(path)
         self._all_layers: Any = base.get_submodule(architecture.layers)
@@ -64,6 +68,7 @@ class Scheduler:
         store = placement.store
         slices = plan.submodel[1]
         self._bits, self._tables = plan.bits.copy(), []
+        self.release()  # layers that this plan leaves out would keep the last one's buffers
         for step, placed in enumerate(placement.layers):
             layer: Any = self._all_layers[placed.layer]
             self.architecture.prepare_layer(layer, slices)
@@ -79,6 +84,12 @@ class Scheduler:
         self._executed = nn.ModuleList(self._all_layers[layer] for layer in plan.layers)
         self._wait_for_all = plan.strategy == "load_exec"
 
+    def release(self) -> None:
+        """Lets the layers go of all buffers."""
+        for layer in self._all_layers:
+            for matrix in self.architecture.matrices:
+                layer.get_submodule(matrix.module).unbind()
+
     def enter(self) -> None:
         """Leaves the model with the layers of the plan, for one forward."""
         self.times = []
@@ -87,6 +98,7 @@ class Scheduler:
     def leave(self) -> None:
         """Gives the model all its layers back."""
         setattr(self._parent, self._name, self._all_layers)
+        self.precision.forget()
 
     def begin(self, step: int) -> None:
         """Waits for the shards of a step."""

@@ -120,6 +120,8 @@ class STISession:
             self._streamer.close()
             for reader in self._readers.values():
                 reader.close()
+            if self._scheduler is not None:
+                self._scheduler.release()
             self._buffers.release()
 
     # What the integration calls.

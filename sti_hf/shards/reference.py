@@ -24,11 +24,11 @@ def decompress_reference(
     matrices: int,
     full_dtype: str = "float32",
 ) -> torch.Tensor:
-    """One matrix of the active slices, as `sti_hf.native.decompress` writes it.
+    """One matrix of the active slices, as `sti_hf.native.Decompression` writes it.
 
-    `buffers` are 1-D uint8; `table` is int64 `[slices, 10]`, its columns as `sti_hf.native.decompress` describes them;
-    `matrix` is the matrix's index among a slice's `matrices`. Returns `[out_rows, row_length]` in `dtype` (float32 or
-    bfloat16), every slice giving the same number of rows.
+    `buffers` are 1-D uint8; `table` is int64 `[slices, 10]`, its columns as `sti_hf.native.Decompression` describes
+    them; `matrix` is the matrix's index among a slice's `matrices`. Returns `[out_rows, row_length]` in `dtype`
+    (float32 or bfloat16), every slice giving the same number of rows.
     """
     memory = [np.asarray(buffer) for buffer in buffers]
     slice_rows = out_rows // len(table)

@@ -82,7 +82,7 @@ class Slices:
         size, around = len(self.table) * self.weights, 64
         memory = torch.full((around + size + around,), 42.0, dtype=dtype)
         out = memory[around : around + size].view(-1, self.row_length)
-        native.decompress(
+        native.Decompression(
             self.buffers,
             self.table,
             self.matrix,
@@ -90,8 +90,7 @@ class Slices:
             out,
             matrices=self.matrices,
             full_dtype=self.full_dtype,
-            threads=threads,
-        )
+        ).run(threads)
         assert (memory[:around] == 42).all() and (memory[-around:] == 42).all()
         return out
 
@@ -146,8 +145,20 @@ def test_code_has_plane_1_as_its_most_significant_bit(isa: str) -> None:
     buffer = np.concatenate([planes, np.arange(8, dtype=np.float32).view(np.uint8)])
     table = np.array([[3, 0, 1, 2, -1, -1, -1, 3, -1, -1]], dtype=np.int64)
     out = np.empty((1, 8), dtype=np.float32)
-    native.decompress([buffer], table, 0, 8, out, matrices=1)
+    native.Decompression([buffer], table, 0, 8, out, matrices=1).run()
     assert out.tolist() == [[7, 6, 5, 4, 3, 2, 1, 0]]
+
+
+def test_a_run_reads_what_the_table_says_then() -> None:
+    slices = Slices(seed=0, fidelities=[6, 6])
+    out = torch.empty(2 * slices.slice_rows, slices.row_length)
+    arguments = (slices.buffers, slices.table, slices.matrix, slices.row_length, out)
+    decompression = native.Decompression(*arguments, matrices=slices.matrices)
+    decompression.run()
+    assert_same_bits(out, slices.reference(torch.float32))
+    slices.table[:, 0] = 3  # with the codebook's first 8 values
+    decompression.run()
+    assert_same_bits(out, slices.reference(torch.float32))
 
 
 def test_several_python_threads_at_once() -> None:
@@ -168,7 +179,7 @@ def test_forked_child_has_its_own_threads() -> None:
     def decompress() -> bytes:  # without PyTorch, whose own threads do not survive a fork
         out = np.zeros((2048, 1024), dtype=np.float32)
         arguments = (slices.buffers, slices.table, slices.matrix, slices.row_length, out)
-        native.decompress(*arguments, matrices=slices.matrices, threads=3)
+        native.Decompression(*arguments, matrices=slices.matrices).run(threads=3)
         return out.tobytes()
 
     def is_right() -> bool:
@@ -258,9 +269,9 @@ def test_wrong_argument(change: dict, error: type[Exception], message: str) -> N
         "out": np.zeros((6, 24), dtype=np.float32),
         "matrices": slices.matrices,
     }
-    native.decompress(**arguments)
+    native.Decompression(**arguments)
     with pytest.raises(error, match=message):
-        native.decompress(**(arguments | change))
+        native.Decompression(**(arguments | change))
 
 
 def test_instruction_set_is_chosen_by_the_environment() -> None:

@@ -15,16 +15,8 @@ from sti_hf.runtime import layers
 from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.layers import ElasticLinear
 from sti_hf.shards.layout import FULL
-from tests.models import TASK_HEADS, tiny_inputs, tiny_model
+from tests.models import FAMILIES, head_of, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, plan_of, random_bits, running, stock_with_plan_weights, store_of
-
-FAMILIES = sorted(TASK_HEADS)
-
-
-def head_of(model_type: str) -> type:
-    """A sequence classifier of the family, or its first class."""
-    heads = TASK_HEADS[model_type]
-    return next((head for head in heads if head.__name__.endswith("SequenceClassification")), heads[0])
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -70,7 +62,7 @@ def test_any_plan_decompresses_to_the_dequantized_weights_bit_for_bit(
     seen = []
 
     def compare(linear: ElasticLinear, inputs: tuple, output: torch.Tensor) -> None:
-        weight = torch.cat([linear.weight_of(block).clone() for block in linear._blocks])
+        weight = torch.cat([linear._decompressor.decompress(block).clone() for block in linear._blocks])
         seen.append((linear, weight.t().clone() if linear.by_columns else weight.clone()))
 
     modules = model.base_model.get_submodule(architecture.layers)
