@@ -3,8 +3,8 @@
     python -m eval.bench_compute --model CHECKPOINT [--tokens 128] [--bits 4]
 
 Interleaved rounds, medians. The last line tells what sti_hf's own code adds to a layer of the stock forward: taken on
-models of the family whose layers are so small that they cost next to nothing themselves, from what a forward takes with
-more layers and with fewer.
+models of the family whose layers are so small that they cost next to nothing themselves, from what a forward takes
+with more layers and with fewer.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "float_formats.h"
+#include "openmp.h"
 #include "thread_pool.h"
 
 namespace sti {
@@ -15,7 +16,7 @@ enum Column { BITS = 0, PLANE_1 = 1, FULL_WEIGHTS = 1, CODEBOOK = 7, SCALES = 8,
 
 constexpr int FULL = 32;
 constexpr size_t PART_WEIGHTS = 1 << 15;    // a thread's piece of work: large against taking it, small against a cache
-constexpr size_t THREAD_WEIGHTS = 1 << 17;  // decoded in about the time in which a thread wakes up
+constexpr size_t THREAD_WEIGHTS = 1 << 17;  // what a thread is worth calling for
 
 struct Outliers {
     size_t count = 0;
@@ -118,7 +119,7 @@ void decompress(const Buffers& buffers, const MatrixRequest& request, void* out,
 
     const size_t worthwhile = request.slices * request.slice_rows * request.row_length / THREAD_WEIGHTS;
     const int used = static_cast<int>(std::min<size_t>(std::max(threads, 1), std::max<size_t>(worthwhile, 1)));
-    ThreadPool::compute().run(request.slices * parts, used, [&](size_t task) {
+    const auto write_part = [&](size_t task) {
         const size_t index = task / parts, first = task % parts * part_rows;
         const size_t count = std::min(part_rows, request.slice_rows - first);
         const Slice& slice = slices[index];
@@ -133,7 +134,10 @@ void decompress(const Buffers& buffers, const MatrixRequest& request, void* out,
         }
         // Outliers lie anywhere in the slice: whoever ends its last part writes them.
         if (--unfinished[index] == 0) write_outliers(slice.outliers, index, request, slice_out);
-    });
+    };
+    const size_t tasks = request.slices * parts;
+    if (used > 1 && run_on_openmp(tasks, used, write_part)) return;
+    ThreadPool::compute().run(tasks, used, write_part);
 }
 
 }  // namespace sti

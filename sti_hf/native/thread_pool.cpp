@@ -8,8 +8,6 @@
 #include <exception>
 #include <thread>
 
-#include "openmp.h"
-
 namespace sti {
 namespace {
 
@@ -71,11 +69,6 @@ ThreadPool& ThreadPool::reading() { return reading_slot.get(); }
 void ThreadPool::run(size_t count, int threads, const std::function<void(size_t)>& task) {
     Job job(task, count);
     const size_t helpers = std::min({count, static_cast<size_t>(std::max(threads, 1)), MAX_WORKERS + 1});
-    const auto work = [](void* data) { static_cast<Job*>(data)->work(); };
-    if (helpers > 1 && this == &compute() && run_on_openmp(work, &job, static_cast<int>(helpers))) {
-        if (job.error) std::rethrow_exception(job.error);
-        return;
-    }
     if (helpers > 1) {
         std::lock_guard<std::mutex> lock(mutex_);
         add_workers(helpers - 1);
