@@ -53,10 +53,11 @@ class STIHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         make_elastic(model, get_architecture(model.config))
-        names = {name for name, _ in model.named_parameters()}
-        model.all_tied_weights_keys = {
-            target: source for target, source in model.all_tied_weights_keys.items() if {target, source} <= names
-        }
+        if model.all_tied_weights_keys:
+            names = {name for name, _ in model.named_parameters()}
+            model.all_tied_weights_keys = {
+                target: source for target, source in model.all_tied_weights_keys.items() if {target, source} <= names
+            }
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -64,6 +65,12 @@ class STIHfQuantizer(HfQuantizer):
         self.session.attach(model)
         setattr(model, "sti", self.session)  # noqa: B010 - mypy takes modules' attributes for tensors
         return model
+
+    def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
+        """Nothing is added to it: shards have no parameters. Transformers would look for some all over the model."""
+
+    def _convert_model_for_quantization(self, model: PreTrainedModel) -> None:
+        """Nothing is converted: Transformers' list of modules to convert has none for this method."""
 
     def is_serializable(self) -> bool:
         logger.warning(f"This model's weights are in its store: to save the model, copy {self.session.store.path}.")

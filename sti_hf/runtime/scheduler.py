@@ -44,14 +44,17 @@ class Scheduler:
     """Makes a model's layers execute a plan, and keeps the times."""
 
     def __init__(
-        self, base: PreTrainedModel, architecture: Architecture, streamer: ShardStreamer, decompressor: Decompressor
+        self, model: PreTrainedModel, architecture: Architecture, streamer: ShardStreamer, decompressor: Decompressor
     ) -> None:
+        base: Any = model.base_model
         self.architecture, self.streamer, self.decompressor = architecture, streamer, decompressor
         self.precision = LayerPrecision(decompressor.path.torch_dtype)
         path, _, self._name = architecture.layers.rpartition(".")
         self._parent = base.get_submodule(path)
         self._all_layers: Any = base.get_submodule(architecture.layers)
         self._executed: Any = self._all_layers
+        self._linears: Any = architecture.linears(model)
+        self._bound: list[ElasticLinear] = []
         self._wait_for_all = False
         self._tables: list[dict[str, np.ndarray]] = []
         self._bits = np.empty((0, 0), dtype=np.int64)
@@ -74,11 +77,9 @@ class Scheduler:
             self.architecture.prepare_layer(layer, slices)
             tables = matrix_tables(store, placed, plan.bits[placed.layer])
             self._tables.append(tables)
-            for matrix in self.architecture.matrices:
-                linear = layer.get_submodule(matrix.module)
-                assert isinstance(linear, ElasticLinear)
-                rows = slices * store.grid.matrix_rows[matrix.name]
-                linear.bind(self.decompressor, tables[matrix.name], rows)
+            for name, linear in self._linears[placed.layer].items():
+                linear.bind(self.decompressor, tables[name], slices * store.grid.matrix_rows[name])
+                self._bound.append(linear)
             layer._hf_hook.step = step
             layer._hf_hook.heads = store.index.slice_order[placed.layer][:slices]
         self._executed = nn.ModuleList(self._all_layers[layer] for layer in plan.layers)
@@ -86,9 +87,9 @@ class Scheduler:
 
     def release(self) -> None:
         """Lets the layers go of all buffers."""
-        for layer in self._all_layers:
-            for matrix in self.architecture.matrices:
-                layer.get_submodule(matrix.module).unbind()
+        for linear in self._bound:
+            linear.unbind()
+        self._bound = []
 
     def enter(self) -> None:
         """Leaves the model with the layers of the plan, for one forward."""

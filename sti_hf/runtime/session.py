@@ -78,7 +78,7 @@ class STISession:
         self._scheduler: Scheduler | None = None
         self._embedding: RowGatheredEmbedding | None = None
         self._readers: dict[str, TableReader] = {}
-        self._peak = 0
+        self._most_buffered = 0
         self.last_run: RunTimeline | None = None
         self.plan = self._plan_for(bucket_of(config.seq_len))
         self._adopt(self.plan)
@@ -109,9 +109,8 @@ class STISession:
 
     def memory(self) -> dict[str, int]:
         """Bytes of weights in memory now: resident, preload, staging, working buffer; and the most there ever were."""
-        sizes = {"resident": self._resident_bytes(), **self._buffers.sizes()}
-        self._peak = max(self._peak, sum(sizes.values()))
-        return {**sizes, "peak": self._peak}
+        resident = self._resident_bytes()
+        return {"resident": resident, **self._buffers.sizes(), "peak": resident + self._most_buffered}
 
     def close(self) -> None:
         """Stops reading and gives back all buffers; the model cannot run any more."""
@@ -132,20 +131,18 @@ class STISession:
         base: Any = model.base_model
         self._readers = {name: TableReader(self.store, name, self._rate_limit) for name in self.store.index.tables}
         self._embedding = base.get_submodule(architecture.word_embeddings)
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, RowGatheredEmbedding):
                 module.reader = self._readers[WORD_EMBEDDINGS]
-        for name, module in model.named_modules():
-            if isinstance(module, StreamedDecoder):
+            elif isinstance(module, StreamedDecoder):
                 module.reader = self._readers[_table_of(self.store, name, model.config)]
         model.requires_grad_(False)
         self._model = model
-        self._scheduler = Scheduler(base, architecture, self._streamer, self._decompressor)
+        self._scheduler = Scheduler(model, architecture, self._streamer, self._decompressor)
         self._scheduler.apply(self.plan)
         base.forward = self._guarded_base(base.forward)
         if base is not model:
             model.forward = self._guarded(model.forward)
-        self.memory()
 
     # Running.
 
@@ -242,7 +239,7 @@ class STISession:
         dtype = self._decompressor.path.torch_dtype
         self._buffers.reserve_working(working_weights(self.store.grid, plan.submodel[1], dtype), dtype)
         self.plan = plan
-        self._peak = max(self._peak, self._resident_bytes() + sum(self._buffers.sizes().values()))
+        self._most_buffered = max(self._most_buffered, sum(self._buffers.sizes().values()))
 
     def _wanted(self, plan: ExecutionPlan) -> np.ndarray | None:
         """int64 `[N, M]`: the fidelities to read up to where there is time; None where runs are not refined."""
