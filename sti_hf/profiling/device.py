@@ -39,6 +39,10 @@ TOKENS = (16, 64, 128, 256, 512)
 PATH_TOKENS = 128
 LAYERS = 4
 BITS = 4
+WARM_UP = 2
+FORWARDS = 7
+"""Of each kind, for a median: three differ by half from one profile to the next."""
+
 REPEATS = 3
 SUSTAINED_BYTES = 192 << 20
 SUSTAINED_SECONDS = 1.0
@@ -114,7 +118,7 @@ class _Runner:
             "input_ids": torch.randint(10, self.model.config.vocab_size, (1, tokens)),
             "attention_mask": torch.ones(1, tokens, dtype=torch.long),
         }
-        runs = [self._run(inputs) for _ in range(REPEATS + 1)][1:]
+        runs = [self._run(inputs) for _ in range(WARM_UP + FORWARDS)][WARM_UP:]
         weights = width * self.store.grid.slice_weights
         return _Measurement(
             layer=median(float(np.median(run.compute)) for run in runs),
