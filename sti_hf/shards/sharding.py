@@ -122,6 +122,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         checksum = native.crc32c(_bytes_of(tensor))
+        page_out(tensor)  # else the whole checkpoint would be in memory in the end
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {checksum}\n".encode())
     return digest.hexdigest()
 
@@ -192,6 +193,7 @@ def _write_tables(
     with SafetensorsWriter(folder / TABLES_FILE, 2 * len(weights)) as writer:
         for name, weight in weights.items():
             tables[name] = _write_table(writer, name, weight, tuple(decoders[name]))
+            page_out(weight)
     return tables, keys
 
 
