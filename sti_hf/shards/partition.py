@@ -82,6 +82,20 @@ def join_layer(
     return weights
 
 
+def write_slice(
+    weights: Mapping[str, Tensor], index: int, shard: Tensor, matrices: Sequence[Matrix], grid: Grid
+) -> None:
+    """Put a shard `[slice_rows, row_length]` in place of slice `index` of a layer's `weights`, in their own dtype.
+
+    The weights, by matrix as `split_layer` takes them, change in place: nothing of the layer's size is allocated.
+    """
+    for matrix in matrices:
+        rows, first = grid.matrix_rows[matrix.name], grid.first_row[matrix.name]
+        weight = weights[matrix.name].detach()
+        by_row = weight.t() if matrix.by_columns else weight
+        by_row[index * rows : (index + 1) * rows] = shard[first : first + rows]
+
+
 def permute_bias(bias: Tensor, grid: Grid, matrix: str, slice_order: Sequence[int]) -> Tensor:
     """Bias of the matrix of that name for the slices `slice_order` (all, or the active ones), in that order.
 

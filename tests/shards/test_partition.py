@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sti_hf.architectures import Grid, Matrix, get_architecture, supported_model_types
-from sti_hf.shards.partition import inverse_order, join_layer, permute_bias, split_layer
+from sti_hf.shards.partition import inverse_order, join_layer, permute_bias, split_layer, write_slice
 from tests.models import HEADS, TASK_HEADS, tiny_model
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -67,6 +67,17 @@ def test_any_grid_splits_and_joins_exactly(grid: Grid, dtype: torch.dtype, data:
     joined = join_layer(slices, matrices, grid, inverse_order(order))
     assert list(joined) == [name for name, _ in grid.rows]
     assert all(same_bits(joined[name], weights[name]) and joined[name].is_contiguous() for name in weights)
+
+
+@given(grid=grids(), dtype=DTYPES, data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_slices_written_one_by_one_are_the_layer(grid: Grid, dtype: torch.dtype, data: st.DataObject) -> None:
+    weights, matrices = random_weights(grid, dtype), matrices_of(grid)
+    slices = split_layer(weights, matrices, grid, range(grid.slices))
+    written = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for index in data.draw(st.permutations(range(grid.slices))):
+        write_slice(written, index, slices[index], matrices, grid)
+    assert all(same_bits(written[name], weight) for name, weight in weights.items())
 
 
 @given(grid=grids(), data=st.data())

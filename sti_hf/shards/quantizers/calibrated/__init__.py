@@ -9,7 +9,8 @@ tuned against the full model (`scale_tuning`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +20,9 @@ from sti_hf.architectures import get_architecture
 from sti_hf.architectures.base import Architecture
 from sti_hf.architectures.grid import Grid
 from sti_hf.architectures.layer_runner import Inputs
-from sti_hf.process_memory import return_freed_memory
+from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.layout import FIDELITIES, FULL
-from sti_hf.shards.partition import join_layer, split_layer
+from sti_hf.shards.partition import join_layer, split_layer, write_slice
 from sti_hf.shards.quantizers.base import QuantizedLayer, collect_outliers
 from sti_hf.shards.quantizers.calibrated.forward_passes import CalibrationPass
 from sti_hf.shards.quantizers.calibrated.frozen_linear import fast_dtype, frozen_linears
@@ -111,40 +112,53 @@ class _Calibration:
     def run(self, tuning_steps: int, seed: int, progress: Callable[[int, int], None]) -> CalibratedQuantizer:
         was_training = self._model.training
         self._model.eval()
-        for layer in range(self._grid.layers):
-            self._scratch.save(f"full.{layer}", {name: m.weight for name, m in self._linears[layer].items()})
         work = _Progress(progress, self._grid.layers * LAYER_WORK + tuning_steps)
-        linears = [linear for layer in self._linears for linear in layer.values()]
         try:
-            with frozen_linears(linears, fast_dtype()):
+            slice_indices = self._keep_shards()
+            with self._frozen(range(self._grid.layers)):
                 tuner = ScaleTuner(self._model, self._architecture, self._batches, self._scratch)
-                slice_indices = self._fit_codes(work)
+            self._fit_codes(work)
+            with self._frozen(range(self._grid.layers)):
                 self._tune_scales(tuner, tuning_steps, seed, work)
         finally:
             self._model.train(was_training)
+            return_freed_memory()
         return CalibratedQuantizer(self._scratch, slice_indices)
 
+    def _frozen(self, layers: Iterable[int]) -> AbstractContextManager[None]:
+        """`frozen_linears` of these layers: memory is that of the copies."""
+        return frozen_linears([linear for layer in layers for linear in self._linears[layer].values()], fast_dtype())
+
+    def _keep_shards(self) -> list[dict[bytes, int]]:
+        """Writes the full shards of every layer into the scratch folder; gives the index of each by its digest."""
+        slice_indices = []
+        for layer, linears in enumerate(self._linears):
+            weights = {name: linear.weight.detach() for name, linear in linears.items()}
+            shards = split_layer(weights, self._architecture.matrices, self._grid, range(self._grid.slices))
+            for weight in weights.values():
+                page_out(weight)
+            slice_indices.append({_digest(shard): index for index, shard in enumerate(shards)})
+            self._scratch.save(f"full.{layer}", {"shards": shards})
+            del shards
+            return_freed_memory()
+        return slice_indices
+
     @torch.no_grad()
-    def _fit_codes(self, work: _Progress) -> list[dict[bytes, int]]:
-        grid, matrices = self._grid, self._architecture.matrices
+    def _fit_codes(self, work: _Progress) -> None:
+        grid = self._grid
         calibration_pass = CalibrationPass(
             self._model, self._architecture, grid, self._batches, MOMENT_BITS, self._scratch
         )
-        slice_indices = []
         for layer in range(grid.layers):
-            shards = split_layer(self._scratch.load(f"full.{layer}"), matrices, grid, range(grid.slices))
-            slice_indices.append({_digest(shard): index for index, shard in enumerate(shards)})
-            moments = {bits: calibration_pass.input_moments(layer, bits) for bits in MOMENT_BITS}
-            fitted = fit_layer(shards, grid, matrices, moments)
-            for bits in MOMENT_BITS:
-                quantized = fitted.codebook_values(bits, grid) * fitted.scales[bits][..., None]
-                quantized += shards * fitted.is_outlier
-                self._set_weights(layer, join_layer(quantized, matrices, grid))
-                calibration_pass.advance(layer, bits)
+            with self._frozen([layer]):
+                moments = {bits: calibration_pass.input_moments(layer, bits) for bits in MOMENT_BITS}
+                fitted = fit_layer(self._full_shards(layer), grid, self._architecture.matrices, moments)
+                for bits in MOMENT_BITS:
+                    self._set_fidelity(layer, fitted, bits)
+                    calibration_pass.advance(layer, bits)
             _save(self._scratch, layer, fitted)
             return_freed_memory()
             work.add(LAYER_WORK)
-        return slice_indices
 
     def _tune_scales(self, tuner: ScaleTuner, steps: int, seed: int, work: _Progress) -> None:
         grid = self._grid
@@ -165,31 +179,39 @@ class _Calibration:
     def _outliers(self) -> list[SparseWeights]:
         outliers = []
         for layer in range(self._grid.layers):
-            full, is_outlier = self._scratch.load(f"full.{layer}"), _load(self._scratch, layer).is_outlier
-            kept = join_layer(is_outlier, self._architecture.matrices, self._grid)
-            outliers += [SparseWeights.of(full[m.name] * kept[m.name]) for m in self._architecture.matrices]
+            kept = self._full_shards(layer) * _load(self._scratch, layer).is_outlier
+            weights = join_layer(kept, self._architecture.matrices, self._grid)
+            outliers += [SparseWeights.of(weights[matrix.name]) for matrix in self._architecture.matrices]
+            del kept, weights
             return_freed_memory()
         return outliers
+
+    def _set_fidelity(self, layer: int, fitted: FittedLayer, bits: int) -> None:
+        """Give a layer the values of all its shards at fidelity `bits`."""
+        for index, shard in enumerate(self._full_shards(layer)):
+            values = fitted.codebook_values(index, bits, self._grid) * fitted.scales[bits][index][:, None]
+            values += shard * fitted.is_outlier[index]
+            self._set_slice(layer, index, values)
 
     @torch.no_grad()
     def _set_codebook_values(self, fidelities: Tensor) -> None:
         """Give every layer the codebook values, not scaled, of its shards at `fidelities` int64 `[N, M]`."""
-        grid, matrices = self._grid, self._architecture.matrices
-        for layer, chosen in enumerate(fidelities):
-            fitted = _load(self._scratch, layer)
-            values = torch.empty(fitted.codes.shape)
-            for bits in chosen.unique().tolist():
+        for layer, chosen in enumerate(fidelities.tolist()):
+            fitted, shards = _load(self._scratch, layer), self._full_shards(layer)
+            for index, bits in enumerate(chosen):
                 if bits == FULL:
-                    full = split_layer(self._scratch.load(f"full.{layer}"), matrices, grid, range(grid.slices))
-                    values[chosen == bits] = (full * ~fitted.is_outlier)[chosen == bits]
+                    values = shards[index] * ~fitted.is_outlier[index]
                 else:
-                    values[chosen == bits] = fitted.codebook_values(bits, grid, chosen == bits)
-            self._set_weights(layer, join_layer(values, matrices, grid))
+                    values = fitted.codebook_values(index, bits, self._grid)
+                self._set_slice(layer, index, values)
 
-    @torch.no_grad()
-    def _set_weights(self, layer: int, weights: dict[str, Tensor]) -> None:
-        for name, linear in self._linears[layer].items():
-            linear.weight.copy_(weights[name])
+    def _full_shards(self, layer: int) -> Tensor:
+        """Float32 `[M, slice_rows, row_length]`, mapped: in memory where they are read."""
+        return self._scratch.load(f"full.{layer}")["shards"]
+
+    def _set_slice(self, layer: int, index: int, values: Tensor) -> None:
+        weights = {name: linear.weight for name, linear in self._linears[layer].items()}
+        write_slice(weights, index, values, self._architecture.matrices, self._grid)
 
 
 LAYER_WORK = 25

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sti_hf.process_memory import page_out
+from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights
 
 
@@ -46,6 +46,7 @@ def frozen_linears(modules: Iterable[nn.Linear], dtype: torch.dtype) -> Iterator
         for module, weight in own_weights:
             del module.forward
             module.weight.data = weight
+        return_freed_memory()
 
 
 def _forward_of(module: nn.Linear) -> Callable[[Tensor], Tensor]:

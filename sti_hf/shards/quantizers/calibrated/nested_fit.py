@@ -47,19 +47,17 @@ class FittedLayer:
     scales: dict[int, Tensor]
     is_outlier: Tensor
 
-    def codebook_values(self, bits: int, grid: Grid, chosen: Tensor | None = None) -> Tensor:
-        """float32 `[m, slice_rows, row_length]`: the weights at fidelity `bits` before scaling, of the slices chosen
-        (bool `[M]`; default all); zero where an outlier is.
+    def codebook_values(self, index: int, bits: int, grid: Grid) -> Tensor:
+        """float32 `[slice_rows, row_length]`: slice `index` at fidelity `bits` before scaling, zero where an outlier
+        is.
         """
-        indices = range(len(self.codes)) if chosen is None else chosen.nonzero().flatten().tolist()
-        values = torch.empty(len(indices), *self.codes.shape[1:])
-        for slice_values, index in zip(values.numpy(), indices):
-            codes, codebooks = self.codes[index].numpy() >> (PLANES - bits), self.codebooks[bits][index].numpy()
-            for codebook, (name, rows) in zip(codebooks, grid.rows, strict=True):
-                block = slice(grid.first_row[name], grid.first_row[name] + rows)
-                # NumPy's: torch would make int64 indices of the codes, eight times their size.
-                codebook.take(codes[block], out=slice_values[block], mode="clip")
-            slice_values[self.is_outlier[index].numpy()] = 0.0
+        values = torch.empty(self.codes.shape[1:])
+        codes, codebooks = self.codes[index].numpy() >> (PLANES - bits), self.codebooks[bits][index].numpy()
+        for codebook, (name, rows) in zip(codebooks, grid.rows, strict=True):
+            block = slice(grid.first_row[name], grid.first_row[name] + rows)
+            # NumPy's: torch would make int64 indices of the codes, eight times their size.
+            codebook.take(codes[block], out=values.numpy()[block], mode="clip")
+        values[self.is_outlier[index]] = 0.0
         return values
 
 
