@@ -30,6 +30,7 @@ from sti_hf.shards.quantizers.calibrated.least_squares import (
 )
 from sti_hf.shards.quantizers.calibrated.nested_fit import fit_layer
 from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights, find_outliers
+from sti_hf.shards.quantizers.calibrated.recomputation import recomputed
 from sti_hf.shards.quantizers.calibrated.scale_tuning import ROUNDS, fidelity_rounds
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 from sti_hf.shards.quantizers.lloyd import quantize_matrix
@@ -399,6 +400,29 @@ def test_frozen_linear_is_linear_in_value_and_gradient(with_bias: bool, dtype: t
         assert torch.allclose(mine[0].grad, other[0].grad, atol=tolerance)
         if used is not None:
             assert torch.allclose(mine[1].grad, other[1].grad, atol=10 * tolerance)
+
+
+def test_recomputed_layers_give_the_same_gradients_and_keep_their_inputs_alone() -> None:
+    model = tiny_model(BertForSequenceClassification).eval()
+    layers = list(model.bert.encoder.layer)
+    inputs = tiny_inputs(model, batch=8)
+    results, kept = [], []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for chosen in ([], layers):
+        kept.append(0)
+        model.zero_grad()
+        with recomputed(chosen):
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                loss = model(**inputs).logits.square().sum()
+            loss.backward()
+        results.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert kept[1] < 0.5 * kept[0]
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_scratch_replaces_a_group_and_leaves_loaded_tensors_alone() -> None:

@@ -1,7 +1,8 @@
 """Row scales tuned by gradient descent, so that the quantized model's hidden states and outputs follow the full one's.
 
 Codes and codebooks stay. A row scale is one factor on an output of a linear layer (on an input, where a slice is
-columns), so a step needs no gradient of a weight: it costs a forward and a backward to the activations.
+columns), so a step needs no gradient of a weight: it costs two forwards (layers are `recomputed`) and a backward to
+the activations.
 
 Shards change fidelity independently. Scales tuned with the whole model at 2 bits learn to make up for one another's
 errors, and raising half of the shards then does harm. So in every other round of steps some shards are at random
@@ -26,6 +27,7 @@ from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers.calibrated.forward_passes import token_mask
 from sti_hf.shards.quantizers.calibrated.frozen_linear import scaled_linears
 from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights
+from sti_hf.shards.quantizers.calibrated.recomputation import recomputed
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -94,7 +96,8 @@ class ScaleTuner:
         for first in range(0, steps, STEPS_OF_ROUND):
             tuned, levels = next(rounds)
             set_codebook_values(torch.tensor(FIDELITIES)[levels])
-            with scaled_linears(self._factors(scales, changes, levels, tuned), outliers):
+            factors = self._factors(scales, changes, levels, tuned)
+            with scaled_linears(factors, outliers), recomputed(self._layers[:-1]):  # the last is next anyway
                 for step in range(first, min(steps, first + STEPS_OF_ROUND)):
                     optimizer.param_groups[0]["lr"] = _schedule(step, steps)
                     optimizer.zero_grad()
