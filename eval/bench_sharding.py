@@ -3,6 +3,8 @@
 python -m eval.bench_sharding --model CHECKPOINT [--quantizer NAME | --calibration TEXT [--calibration-config NAME]]
 
 With calibration text (see `sti shard --help`) that is the calibrated quantizer, and calibration is part of the work.
+Memory is the growth of the largest resident set, mapped pages of the checkpoint included, from when all code is
+imported: that of the datasets library, of tokenizers and of the model's family is no part of it.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import datasets  # noqa: F401 (its memory is not sharding's)
 import torch
+from transformers import AutoConfig, AutoTokenizer  # noqa: F401 (likewise)
 
 from sti_hf import shard_checkpoint
 from sti_hf.integrations.calibration_text import CalibrationText
+from sti_hf.integrations.checkpoint import stock_class
 from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, QUANTIZERS
 
 
@@ -29,6 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     text = CalibrationText(arguments.calibration, arguments.calibration_config) if arguments.calibration else None
     checkpoint = sum(file.stat().st_size for file in arguments.model.glob("*.safetensors"))
+    stock_class(AutoConfig.from_pretrained(arguments.model))  # imports the family's code
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
