@@ -106,10 +106,11 @@ class _Runner:
         self.store, self.session, self.model = store, session, model
 
     def token_counts(self) -> list[int]:
-        """The token counts to measure at, within the model's longest input."""
-        longest = getattr(self.model.config, "max_position_embeddings", TOKENS[-1])
+        """The token counts to measure at, up to the model's longest input: attention's cost cannot be extrapolated."""
         # Families with a padding position (RoBERTa, MPNet) take two tokens fewer than they have positions.
-        return [count for count in TOKENS if count <= longest - 2] or [max(1, longest - 2)]
+        positions = getattr(self.model.config, "max_position_embeddings", TOKENS[-1] + 2)
+        longest = max(1, min(TOKENS[-1], positions - 2))
+        return [*(count for count in TOKENS if count < longest), longest]
 
     def __call__(self, tokens: int, width: int, bits: int) -> _Measurement:
         layers = 1 if bits == FULL else min(LAYERS, self.store.grid.layers)
@@ -123,13 +124,7 @@ class _Runner:
         return _Measurement(
             layer=median(float(np.median(run.compute)) for run in runs),
             decompress=median(float(np.median(run.decompress)) for run in runs) / weights,
-            fixed=max(
-                0.0,
-                median(
-                    run.total - run.embedding - run.wait.sum() - run.compute.sum() - run.decompress.sum()
-                    for run in runs
-                ),
-            ),
+            fixed=max(0.0, median(map(_outside, runs))),
         )
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> RunTimeline:
@@ -137,6 +132,13 @@ class _Runner:
         self.model.base_model(**inputs)
         assert self.session.last_run is not None
         return self.session.last_run
+
+
+def _outside(run: RunTimeline) -> float:
+    """Seconds of a forward that its layers do not take, nor reading; with what the first layer takes longer than the
+    others, since memory is new to it."""
+    layers = len(run.compute) * float(np.median(run.compute)) + float(run.decompress.sum())
+    return run.total - run.embedding - float(run.wait.sum()) - layers
 
 
 def preloaded_plan(store: ShardStore, layers: int, width: int, bits: int) -> ExecutionPlan:
