@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sti_hf.architectures.base import Matrix
 from sti_hf.architectures.grid import Grid
+from sti_hf.process_memory import return_freed_memory
 from sti_hf.shards.layout import PLANES
 from sti_hf.shards.quantizers.calibrated.error_feedback import feedback_codes
 from sti_hf.shards.quantizers.calibrated.forward_passes import input_of
@@ -81,6 +82,8 @@ def fit_layer(shards: Tensor, grid: Grid, matrices: Sequence[Matrix], moments: M
         for bits in BITS:
             layer.codebooks[bits][:, index] = codebooks[bits]
             layer.scales[bits][:, block] = scales[bits]
+        del fitted, codebooks, scales
+        return_freed_memory()
     return layer
 
 

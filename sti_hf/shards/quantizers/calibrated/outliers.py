@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,21 +29,32 @@ def find_outliers(weights: Tensor, moments: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SparseWeights:
-    """Weights of a linear layer that are not zero: `rows` and `columns` int64 `[k]`, `values` float32 `[k]`."""
+    """Weights of a linear layer that are not zero: `matrix` `[outputs, inputs]` and its transpose, both sparse CSR."""
 
-    rows: Tensor
-    columns: Tensor
-    values: Tensor
+    matrix: Tensor
+    transposed: Tensor
 
     @classmethod
     def of(cls, weight: Tensor) -> SparseWeights:
         """Those of `weight` `[outputs, inputs]`."""
-        rows, columns = weight.nonzero(as_tuple=True)
-        return cls(rows, columns, weight[rows, columns])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return cls(weight.to_sparse_csr(), weight.t().to_sparse_csr())
 
     def add_product(self, output: Tensor, x: Tensor) -> Tensor:
         """`output` `[..., outputs]` plus these weights times `x` `[..., inputs]`."""
-        inputs = x.flatten(0, -2).t().index_select(0, self.columns)
-        rows = self.rows[:, None].expand_as(inputs)  # index_add would keep all products for the backward pass
-        added = output.flatten(0, -2).t().scatter_add(0, rows, inputs * self.values[:, None])
-        return added.t().contiguous().view(output.shape)
+        added: Tensor = _AddProduct.apply(output.flatten(0, -2), x.flatten(0, -2), self)
+        return added.view(output.shape)
+
+
+class _AddProduct(torch.autograd.Function):
+    """Keeps nothing for the backward pass: the weights take no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, weights: SparseWeights) -> Tensor:
+        ctx.weights = weights
+        return torch.addmm(output.t(), weights.matrix, x.t()).t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradient, (ctx.weights.transposed @ gradient.t()).t(), None

@@ -45,8 +45,8 @@ STEPS_OF_ROUND = 4
 RISING_STEPS = 5
 ADAM_BETAS = (0.9, 0.98)
 
-TOKENS_AT_ONCE = 128
-"""A batch goes through the model in parts of about so many tokens, whose gradients add up: memory is a part's."""
+TOKENS_AT_ONCE = 256
+"""A batch goes through the model in even parts of about so many tokens, whose gradients add up: memory is a part's."""
 
 LayerScales = dict[str, Tensor]
 """By matrix, float32 `[len(FIDELITIES), M, rows]`: the scales of every fidelity, ones for the full weights."""
@@ -101,8 +101,7 @@ class ScaleTuner:
                 for step in range(first, min(steps, first + STEPS_OF_ROUND)):
                     optimizer.param_groups[0]["lr"] = _schedule(step, steps)
                     optimizer.zero_grad()
-                    for loss in self._losses(next(order)):
-                        loss.backward(inputs=parameters)
+                    self._backward(next(order), parameters)
                     optimizer.step()
                     return_freed_memory()  # batches differ in length: freed blocks of one do not fit the next
                     progress()
@@ -111,27 +110,30 @@ class ScaleTuner:
             for layer, change in zip(scales, changes, strict=True)
         ]
 
-    def _losses(self, index: int) -> Iterator[Tensor]:
-        """The loss of a batch, in parts: the relative squared error of every layer's hidden states, and the divergence
-        of the predicted classes.
+    def _backward(self, index: int, parameters: Sequence[Tensor]) -> None:
+        """Adds the gradients of a batch's loss: the relative squared error of every layer's hidden states, and the
+        divergence of the predicted classes.
         """
         batch, targets = self._batches[index], self._scratch.load(f"targets.{index}")
         target_states = [targets[str(layer)] for layer in range(len(self._layers))]
         rows, tokens = target_states[0].shape[:2]
-        mask = token_mask(batch, target_states[0])
-        squares = [target[mask].float().square().sum() for target in target_states]
-        at_once = max(1, TOKENS_AT_ONCE // tokens)
-        for part in (slice(first, first + at_once) for first in range(0, rows, at_once)):
+        mask = token_mask(batch, target_states[0])[..., None]
+        squares = [(target.float() * mask).square().sum() for target in target_states]
+        parts = -(-rows * tokens // TOKENS_AT_ONCE)
+        for part in torch.arange(rows).tensor_split(min(rows, parts)):
             states, logits = self._run({name: tensor[part] for name, tensor in batch.items()})
-            loss = torch.zeros(())
-            for state, target, square in zip(states, target_states, squares, strict=True):
-                difference = state[mask[part]] - target[part][mask[part]].float()
-                loss = loss + difference.square().sum() / square
+            # The squared errors' gradients are given rather than found: their graph would hold four times the states.
+            gradients: list[Tensor | None] = [
+                (state.detach() - target[part]) * mask[part] * (2 / square)
+                for state, target, square in zip(states, target_states, squares, strict=True)
+            ]
             if logits is not None:
                 log_target = targets["logits"][part].log_softmax(-1)
                 divergence = F.kl_div(logits.log_softmax(-1), log_target, log_target=True, reduction="sum")
-                loss = loss + divergence / rows
-            yield loss
+                states.append(divergence / rows)
+                gradients.append(None)
+            return_freed_memory()  # states lie between what the layers left
+            torch.autograd.backward(states, gradients, inputs=list(parameters))
 
     def _run(self, batch: Inputs) -> tuple[list[Tensor], Tensor | None]:
         """Hidden states after every layer, and the logits of a model that classifies texts."""
