@@ -79,17 +79,17 @@ class Sequential:
 class Gather:
     """Reads rows at random places, as the embedding of one input does."""
 
-    def __init__(self, path: str, size: int, rows: int, row_bytes: int, threads: int) -> None:
-        self.streamer = native.Streamer([path], [])
-        self.rng = np.random.default_rng(threads)
+    def __init__(self, path: str, size: int, rows: int, row_bytes: int) -> None:
+        self.reader = native.RowReader(path)
+        self.rng = np.random.default_rng(0)
         self.table = size // row_bytes
-        self.rows, self.row_bytes, self.threads = rows, row_bytes, threads
+        self.rows, self.row_bytes = rows, row_bytes
         self.out = np.empty(rows * row_bytes, dtype=np.uint8)
 
     def __call__(self) -> float:
         offsets = np.sort(self.rng.choice(self.table, self.rows, replace=False)) * self.row_bytes
         start = time.perf_counter()
-        self.streamer.read_rows(0, offsets, self.row_bytes, self.out, threads=self.threads)
+        self.reader.read(offsets, self.row_bytes, self.out)
         return time.perf_counter() - start
 
 
@@ -127,12 +127,10 @@ def measure(path: str, arguments: argparse.Namespace) -> list[dict[str, object]]
         results.append({"name": name, "bytes": size, "seconds": seconds, "of_dd": best_dd / seconds})
 
     rows, row_bytes = arguments.rows, arguments.row_bytes
-    gathers = {threads: Gather(path, size, rows, row_bytes, threads) for threads in arguments.gather_threads}
-    passes = {f"read_rows, {threads} thread{'s' * (threads > 1)}": gather for threads, gather in gathers.items()}
-    print(f"\n{f'{rows} random rows of {row_bytes} bytes':<50}{'ms':>8}")
-    for name, seconds in medians(path, passes, 3 * arguments.rounds).items():
-        print(f"{name:<50}{1e3 * seconds:8.2f}", flush=True)
-        results.append({"name": name, "bytes": rows * row_bytes, "seconds": seconds})
+    name = f"{rows} random rows of {row_bytes} bytes"
+    seconds = medians(path, {name: Gather(path, size, rows, row_bytes)}, 3 * arguments.rounds)[name]
+    print(f"\n{name:<50}{1e3 * seconds:8.2f} ms", flush=True)
+    results.append({"name": name, "bytes": rows * row_bytes, "seconds": seconds})
     return results
 
 
@@ -141,7 +139,6 @@ def main() -> None:
     parser.add_argument("--file", help="read this file (default: a temporary one of 96 MiB in the current folder)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--request-kib", nargs="+", type=int, default=[256, 1024, 4096], help="multiples of 4")
-    parser.add_argument("--gather-threads", nargs="+", type=int, default=[1, 4, 8, 16, 32])
     parser.add_argument("--rows", type=int, default=128, help="rows to gather (default 128)")
     parser.add_argument("--row-bytes", type=int, default=3072, help="bytes of a row (default 3072)")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved passes (default 9)")

@@ -187,27 +187,47 @@ class Streamer:
         where it has not.
         """
 
-    def read_rows(
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read since `start`."""
+
+    @property
+    def direct(self) -> list[bool]:
+        """For each file, whether direct IO is in use."""
+
+class RowReader:
+    """
+    Reads rows of a table, such as the embeddings of some tokens.
+
+    Rows here and there go through the page cache, all at once: those read lately may still be there. Long runs of
+    neighbouring rows are read past it. Needs no threads, and serves a forked child as well.
+
+    Args:
+        path: File to read.
+        rate_limit: Bytes per second that the disk is made to look like, 0 for as fast as it is; for benchmarks.
+
+    Methods may be called from any thread.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+
+    def __init__(self, path: str, *, rate_limit: float = 0.0) -> None: ...
+    def read(
         self,
-        file: int,
         offsets: NDArray[np.int64],
         row_bytes: int,
         out: NDArray[np.uint8] | torch.Tensor,
         crcs: NDArray[np.uint32] | None = None,
-        threads: int = 8,
     ) -> int:
         """
-        Read rows of a table, such as the embeddings of some tokens.
-
-        Rows that lie close together are one read; many reads are under way at once.
+        Read rows.
 
         Args:
-            file: Index of the file.
             offsets: int64 `[k]`, ascending, of any alignment.
             row_bytes: Length of a row.
             out: uint8, `k * row_bytes` in all.
             crcs: uint32 `[k]`, CRC-32C of each row, or None to check nothing.
-            threads: Reads under way at once.
 
         Returns the bytes read from the disk, in whole blocks.
 
@@ -215,11 +235,3 @@ class Streamer:
             StreamError: The file ends before a row does, or a checksum does not match.
             ValueError: Offsets are not ascending, or sizes do not fit.
         """
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read since `start`, rows not counted."""
-
-    @property
-    def direct(self) -> list[bool]:
-        """For each file, whether direct IO is in use."""

@@ -14,8 +14,6 @@ namespace {
 
 using RequestArray = nb::ndarray<const int64_t, nb::shape<-1, 7>, nb::c_contig, nb::device::cpu>;
 using PieceArray = nb::ndarray<const int64_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;
-using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Checksums = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Moments = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TimingArray = nb::ndarray<nb::numpy, double, nb::ndim<2>>;
 
@@ -77,26 +75,6 @@ public:
         auto* timings = new std::vector<Timing>(streamer_->timings());
         nb::capsule owner(timings, [](void* memory) noexcept { delete static_cast<std::vector<Timing>*>(memory); });
         return TimingArray(timings->data(), {timings->size(), 2}, owner);
-    }
-
-    uint64_t read_rows(int64_t file, nb::handle offsets, int64_t row_bytes, nb::handle out, nb::handle crcs,
-                       int threads) {
-        const auto rows = as_array<Offsets>(offsets, "offsets", "an int64 array [k]");
-        const auto target = as_array<Bytes>(out, "out", "a writable uint8 array");
-        Checksums checksums;
-        if (!crcs.is_none()) {
-            checksums = as_array<Checksums>(crcs, "crcs", "a uint32 array [k]");
-            if (checksums.shape(0) != rows.shape(0))
-                throw std::invalid_argument("crcs must have one checksum for each offset");
-        }
-        if (row_bytes <= 0) throw std::invalid_argument("row_bytes must be positive");
-        if (target.nbytes() != rows.shape(0) * static_cast<size_t>(row_bytes))
-            throw std::invalid_argument("out must have the size of " + std::to_string(rows.shape(0)) + " rows of " +
-                                        std::to_string(row_bytes) + " bytes, but has " +
-                                        std::to_string(target.nbytes()) + " bytes");
-        const uint32_t* expected = crcs.is_none() ? nullptr : checksums.data();
-        nb::gil_scoped_release released;
-        return streamer_->read_rows(file, rows.data(), rows.shape(0), row_bytes, target.data(), expected, threads);
     }
 
 private:
@@ -174,24 +152,6 @@ Raises:
         unreadable.
     Cancelled: The run was cancelled.)";
 
-constexpr const char* READ_ROWS_DOC = R"(Read rows of a table, such as the embeddings of some tokens.
-
-Rows that lie close together are one read; many reads are under way at once.
-
-Args:
-    file: Index of the file.
-    offsets: int64 `[k]`, ascending, of any alignment.
-    row_bytes: Length of a row.
-    out: uint8, `k * row_bytes` in all.
-    crcs: uint32 `[k]`, CRC-32C of each row, or None to check nothing.
-    threads: Reads under way at once.
-
-Returns the bytes read from the disk, in whole blocks.
-
-Raises:
-    StreamError: The file ends before a row does, or a checksum does not match.
-    ValueError: Offsets are not ascending, or sizes do not fit.)";
-
 }  // namespace
 
 void bind_streamer(nb::module_& module) {
@@ -223,13 +183,7 @@ void bind_streamer(nb::module_& module) {
         .def("timings", &PyStreamer::timings, nb::sig("def timings(self) -> NDArray[np.float64]"),
              "float64 `[n, 2]`: when each request began and was checked, on the clock of `time.perf_counter`; NaN\n"
              "where it has not.")
-        .def("read_rows", &PyStreamer::read_rows, "file"_a, "offsets"_a, "row_bytes"_a, "out"_a, "crcs"_a = nb::none(),
-             "threads"_a = 8,
-             nb::sig("def read_rows(self, file: int, offsets: NDArray[np.int64], row_bytes: int, "
-                     "out: NDArray[np.uint8] | torch.Tensor, crcs: NDArray[np.uint32] | None = None, "
-                     "threads: int = 8) -> int"),
-             READ_ROWS_DOC)
-        .def_prop_ro("bytes_read", &PyStreamer::bytes_read, "Bytes read since `start`, rows not counted.")
+        .def_prop_ro("bytes_read", &PyStreamer::bytes_read, "Bytes read since `start`.")
         .def_prop_ro("direct", &PyStreamer::direct, "For each file, whether direct IO is in use.");
 }
 

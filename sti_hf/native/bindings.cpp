@@ -3,4 +3,5 @@
 NB_MODULE(_native, module) {
     sti::bind_decompress(module);
     sti::bind_streamer(module);
+    sti::bind_row_reader(module);
 }

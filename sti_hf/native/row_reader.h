@@ -1,9 +1,11 @@
-// Gathers rows of a table from a file: many small reads at once.
+// Gathers rows of a table from a file.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
+#include "cached_file.h"
 #include "file.h"
 #include "rate_limit.h"
 
@@ -16,8 +18,29 @@ struct Rows {
     const uint32_t* crcs;  // CRC-32C of each row, or null
 };
 
-// Reads the rows to `out`, one after the other; returns the bytes read from the disk. Throws StreamError where the file
-// ends too early or a checksum does not match, std::invalid_argument for offsets that are negative or not ascending.
-uint64_t read_rows(File& file, RateLimit& rate_limit, const Rows& rows, uint8_t* out, int threads);
+// Rows here and there go through the page cache: the system reads all of them at once, and those that are asked for
+// often it may still have. Long runs of neighbours, as when a whole table is read, go past it. Any number of threads
+// may read at once, those of a forked child too.
+class RowReader {
+public:
+    // Throws std::system_error where the file cannot be opened. `rate_limit` is in bytes per second, 0 for none.
+    RowReader(const std::string& path, double rate_limit);
+
+    // Reads the rows to `out`, one after the other; returns the bytes read from the disk. Throws StreamError where the
+    // file ends too early or a checksum does not match, std::invalid_argument for offsets that are negative or not
+    // ascending.
+    uint64_t read(const Rows& rows, uint8_t* out);
+
+private:
+    struct Gather;
+
+    void read_run(Gather& gather, size_t first, size_t last);
+    void request(Gather& gather, size_t row);
+    void finish(Gather& gather);
+
+    const CachedFile cached_;
+    File direct_;
+    RateLimit rate_limit_;
+};
 
 }  // namespace sti

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "kernels.h"
-#include "row_reader.h"
 
 namespace sti {
 namespace {
@@ -122,19 +121,6 @@ void Streamer::close() {
         work_.notify_all();
     }
     for (std::thread& thread : threads) thread.join();
-}
-
-uint64_t Streamer::read_rows(int64_t file, const int64_t* offsets, size_t count, size_t row_bytes, uint8_t* out,
-                             const uint32_t* crcs, int threads) {
-    std::shared_ptr<File> source;
-    {
-        const auto guard = lock();
-        if (closed_) throw std::runtime_error("the streamer is closed");
-        if (file < 0 || file >= static_cast<int64_t>(files_.size()))
-            throw std::invalid_argument("there is no file " + std::to_string(file));
-        source = files_[file];
-    }
-    return sti::read_rows(*source, rate_limit_, {offsets, count, row_bytes, crcs}, out, threads);
 }
 
 std::vector<Timing> Streamer::timings() {

@@ -52,11 +52,6 @@ public:
     // `cancel`, and the threads end. The streamer cannot be started again.
     void close();
 
-    // Reads `count` rows of `row_bytes` at these offsets (ascending), on up to `threads` threads, and checks their
-    // checksums where given. Returns the bytes read from the disk. Throws as above.
-    uint64_t read_rows(int64_t file, const int64_t* offsets, size_t count, size_t row_bytes, uint8_t* out,
-                       const uint32_t* crcs, int threads);
-
     std::vector<Timing> timings();
     uint64_t bytes_read() const { return bytes_read_; }
     std::vector<bool> direct();

@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t MAX_WORKERS = 63;
 
-// Pools are never destroyed: their threads may sleep in them until the process ends.
+// A pool is never destroyed: its threads may sleep in it until the process ends.
 struct PoolSlot {
     std::atomic<ThreadPool*> pool{nullptr};
 
@@ -27,15 +27,12 @@ struct PoolSlot {
     }
 };
 
-PoolSlot compute_slot, reading_slot;
+PoolSlot compute_slot;
 
 // A forked child has none of its parent's threads, and may have a copy of a locked mutex: it starts afresh.
-void forget_pools() {
-    compute_slot.pool.store(nullptr);
-    reading_slot.pool.store(nullptr);
-}
+void forget_pool() { compute_slot.pool.store(nullptr); }
 
-const int fork_handler = pthread_atfork(nullptr, nullptr, forget_pools);
+const int fork_handler = pthread_atfork(nullptr, nullptr, forget_pool);
 
 }  // namespace
 
@@ -64,7 +61,6 @@ struct ThreadPool::Job {
 };
 
 ThreadPool& ThreadPool::compute() { return compute_slot.get(); }
-ThreadPool& ThreadPool::reading() { return reading_slot.get(); }
 
 void ThreadPool::run(size_t count, int threads, const std::function<void(size_t)>& task) {
     Job job(task, count);

@@ -13,9 +13,8 @@ namespace sti {
 // thread to wake up: threads that come late find less to do, or nothing.
 class ThreadPool {
 public:
-    // The process's pools, one for computing and one for reading; made on first use, and anew in a forked child.
+    // The process's pool for computing; made on first use, and anew in a forked child.
     static ThreadPool& compute();
-    static ThreadPool& reading();
 
     // Calls task(0) .. task(count - 1), each once, on up to `threads` threads. Rethrows the first exception.
     void run(size_t count, int threads, const std::function<void(size_t)>& task);

@@ -117,8 +117,6 @@ class STISession:
         with self._lock:
             self._closed = True
             self._streamer.close()
-            for reader in self._readers.values():
-                reader.close()
             if self._scheduler is not None:
                 self._scheduler.release()
             self._buffers.release()
@@ -257,8 +255,6 @@ class STISession:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._streamer.reopen()
-        for reader in self._readers.values():
-            reader.reopen()
 
     def _row_bytes_read(self) -> int:
         return sum(reader.bytes_read for reader in self._readers.values())

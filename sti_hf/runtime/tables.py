@@ -23,14 +23,8 @@ class TableReader:
         self.table = store.index.tables[name]
         self.dtype = getattr(torch, self.table.dtype)
         self.bytes_read = 0
-        self._rate_limit = rate_limit
-        self._path = str(store.path / TABLES_FILE)
         self._checksums = store.row_checksums(name)
-        self.reopen()
-
-    def reopen(self) -> None:
-        """Opens the file again, as a forked child must."""
-        self._file = native.Streamer([self._path], [], rate_limit=self._rate_limit)
+        self._file = native.RowReader(str(store.path / TABLES_FILE), rate_limit=rate_limit)
 
     @property
     def resident_bytes(self) -> int:
@@ -42,7 +36,7 @@ class TableReader:
         size = self.table.row_bytes
         out = np.empty(len(rows) * size, dtype=np.uint8)
         offsets = self.table.offset + rows * size
-        self.bytes_read += self._file.read_rows(0, offsets, size, out, self._checksums[rows])
+        self.bytes_read += self._file.read(offsets, size, out, self._checksums[rows])
         return torch.from_numpy(out).view(self.dtype).view(len(rows), self.table.columns)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
@@ -57,7 +51,3 @@ class TableReader:
                 if following is not None:
                     coming = reader.submit(self.read, following)
                 yield start, block
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()

@@ -318,8 +318,6 @@ def test_closed(slow: tuple[native.Streamer, np.ndarray], content: bytes) -> Non
     streamer.close()
     with pytest.raises(RuntimeError, match="closed"):
         streamer.start(*in_groups(content).arrays())
-    with pytest.raises(RuntimeError, match="closed"):
-        streamer.read_rows(0, np.zeros(1, dtype=np.int64), 8, np.zeros(8, dtype=np.uint8))
 
 
 def test_waiting_can_be_interrupted(slow: tuple[native.Streamer, np.ndarray]) -> None:
