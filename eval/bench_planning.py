@@ -68,6 +68,7 @@ def profile_of(case: Case) -> DeviceProfile:
         request_seconds=1e-4,
         bytes_per_second=case.bytes_per_second,
         row_seconds=1e-5,
+        delay_per_byte=1e-10,
         tokens=(SEQ_LEN,),
         widths=(1, slices),
         layer_seconds=((case.layer_seconds / slices, case.layer_seconds),),

@@ -16,6 +16,7 @@ SECOND_A_BYTE = DeviceProfile(
     request_seconds=0.0,
     bytes_per_second=1.0,
     row_seconds=0.0,
+    delay_per_byte=0.0,
     tokens=(1,),
     widths=(1,),
     layer_seconds=((0.0,),),

@@ -16,11 +16,13 @@ FLOOR = 1e-2
 
 
 def shard_seconds(submodel: Submodel) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds to read (requests left out) and to decompress one shard, by position in the request's fidelities."""
+    """What one shard takes in seconds of IO (requests left out) and of compute, by position in the request's
+    fidelities."""
     request = submodel.request
     sizes = request.layouts[submodel.layers[0]].piece_bytes[:, : submodel.width].mean(axis=1)
-    read = [sizes[list(kinds_of(bits))].sum() / request.profile.bytes_per_second for bits in request.fidelities]
-    return np.array(read), request.shard_decompress[list(request.fidelities)]
+    num_bytes = np.array([sizes[list(kinds_of(bits))].sum() for bits in request.fidelities])
+    compute = request.shard_decompress[list(request.fidelities)] + request.profile.delay_seconds(num_bytes)
+    return num_bytes / request.profile.bytes_per_second, compute
 
 
 def raise_together(submodel: Submodel, importance: ImportanceProfile, units: list[Unit]) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sti_hf.shards.layout import BLOCK, FIDELITIES
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class DeviceProfile:
         request_seconds: cost of one read request, besides its bytes.
         bytes_per_second: rate of large direct reads, one after the other.
         row_seconds: seconds for one embedding row when rows are read in parallel, besides the bytes.
+        delay_per_byte: seconds by which each byte read delays compute: both use the processors and the memory.
         tokens, widths: ascending token counts and numbers of slices at which compute was measured.
         layer_seconds: `[len(tokens)][len(widths)]`, compute of one layer without decompression.
         decompress_seconds: seconds for one weight, by fidelity in bits.
@@ -37,6 +38,7 @@ class DeviceProfile:
     request_seconds: float
     bytes_per_second: float
     row_seconds: float
+    delay_per_byte: float
     tokens: tuple[int, ...]
     widths: tuple[int, ...]
     layer_seconds: tuple[tuple[float, ...], ...]
@@ -46,7 +48,7 @@ class DeviceProfile:
     gemm: str
 
     def __post_init__(self) -> None:
-        for name in ("request_seconds", "bytes_per_second", "row_seconds"):
+        for name in ("request_seconds", "bytes_per_second", "row_seconds", "delay_per_byte"):
             object.__setattr__(self, name, _measured(name, getattr(self, name)))
         if self.bytes_per_second == 0:
             raise ValueError("bytes_per_second of a device profile must be positive.")
@@ -71,6 +73,10 @@ class DeviceProfile:
     def io_seconds(self, num_bytes: Any, requests: Any) -> Any:
         """Seconds to read this many bytes in this many requests: numbers, or arrays of one shape."""
         return num_bytes / self.bytes_per_second + requests * self.request_seconds
+
+    def delay_seconds(self, num_bytes: Any) -> Any:
+        """Seconds by which reading this many bytes delays compute: a number, or an array."""
+        return num_bytes * self.delay_per_byte
 
     def gemm_seconds(self, tokens: int, width: int) -> float:
         """Seconds of one layer's compute with `width` slices, without decompression.

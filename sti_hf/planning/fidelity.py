@@ -35,9 +35,10 @@ class Fidelities:
         self._position = {layer: k for k, layer in enumerate(submodel.layers)}
         self._slices = request.grid.slices
         self._decompress = request.shard_decompress.tolist()
-        self._compute = submodel.gemm_seconds + submodel.decompress_seconds(bits)
+        self._compute = submodel.gemm_seconds + submodel.decompress_seconds(bits)  # without what reading delays
         self._reads = PlannedReads(submodel.pieces, submodel.needed(bits), request.preload_budget)
-        self._io = np.array([self._io_seconds(k) for k in range(submodel.depth)])
+        reads = [self._read_seconds(k) for k in range(submodel.depth)]
+        self._io, self._delay = (np.array(seconds) for seconds in zip(*reads))
         self._staging_limit = submodel.staging_limit
         # Seconds that every AIB is known to leave over. Much cheaper to keep than to find.
         self._reserve = -np.inf
@@ -54,7 +55,7 @@ class Fidelities:
         if limit is not None and max(reads.blocks for reads in self._reads.streamed) * BLOCK > limit:
             return False
         if self._reserve < 0:
-            budget = accumulated_io_budget(self.request, self._compute)
+            budget = accumulated_io_budget(self.request, self._compute + self._delay)
             self._reserve = float((budget - self._io.cumsum()).min())
         return self._reserve >= 0
 
@@ -84,14 +85,16 @@ class Fidelities:
         self._compute[k] += compute
         total, worst = compute, max(compute, 0.0)
         for k in reads.settle():
-            seconds = self._io_seconds(k)
-            growth = seconds - self._io.item(k)
-            self._io[k] = seconds
-            total += growth
-            worst += max(growth, 0.0)
+            io, delay = self._read_seconds(k)
+            for seconds, now in ((self._io, io), (self._delay, delay)):  # they count in different AIBs
+                growth = now - seconds.item(k)
+                seconds[k] = now
+                total += growth
+                worst += max(growth, 0.0)
         self._reserve -= worst
         return total
 
-    def _io_seconds(self, k: int) -> float:
-        reads = self._reads.streamed[k]
-        return self.request.profile.io_seconds(reads.blocks * BLOCK, reads.requests)
+    def _read_seconds(self, k: int) -> tuple[float, float]:
+        """What a layer's reads take, and by how much they delay compute."""
+        reads, profile = self._reads.streamed[k], self.request.profile
+        return profile.io_seconds(reads.blocks * BLOCK, reads.requests), profile.delay_seconds(reads.blocks * BLOCK)

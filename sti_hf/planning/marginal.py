@@ -36,7 +36,7 @@ def marginal(submodel: Submodel, importance: ImportanceProfile) -> np.ndarray:
     """Bits `[n, m]` for a submodel that keeps T at the lowest fidelity.
 
     From all-lowest up, whichever raise of a unit lowers the predicted distortion most per second of IO and
-    decompression is made, if it is valid. What a raise costs depends on what was raised around it, since neighbours
+    compute is made, if it is valid. What a raise costs depends on what was raised around it, since neighbours
     share requests and blocks, so it is priced when its turn comes. Where distortions add up, the raises that come
     first anyway are made all at once. Small grids, where one shard is a large part of the budget, are searched
     further. It is a greedy search: more T or S can, rarely, give a plan that is worse by a fraction of one raise.
@@ -78,8 +78,8 @@ class _Search:
         self.state = Fidelities(submodel, bits)
         self.distortion = importance.track(submodel.matrix(bits))
         self.fidelities = submodel.request.fidelities
-        read, decompress = shard_seconds(submodel)
-        self.seconds = dict(zip(self.fidelities, (read + decompress).tolist()))
+        io, compute = shard_seconds(submodel)
+        self.seconds = dict(zip(self.fidelities, (io + compute).tolist()))
         self.units = units
         self.patience = submodel.width if submodel.depth * submodel.width <= SMALL else FAILURES
         self.layers = submodel.layers

@@ -60,11 +60,14 @@ class _Pipeline:
 
     def run(self, staging_bytes: int, fill_preload: bool = False) -> Timeline:
         """The predicted pipeline; `fill_preload`: with the reads that fill the preload buffer."""
-        io = self.streaming + self.filling if fill_preload else self.streaming
+        io, num_bytes = self.streaming, np.array(self.streamed_bytes)
+        if fill_preload:
+            io, num_bytes = io + self.filling, num_bytes + self.preload_bytes
+        compute = self.compute + self.request.profile.delay_seconds(num_bytes) if self.overlap else self.compute
         return simulate(
             io.tolist(),
             self.streamed_bytes,
-            self.compute.tolist(),
+            compute.tolist(),
             self.decompress.tolist(),
             first_io=self.request.embedding_seconds,
             fixed_seconds=self.request.fixed_seconds,

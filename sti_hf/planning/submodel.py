@@ -75,8 +75,9 @@ class Submodel:
 
     def budget_left(self, bits: np.ndarray) -> np.ndarray:
         """What the IO of all layers up to each leaves of its AIB, seconds `[n]`; negative where T would be missed."""
-        io = self.request.profile.io_seconds(*self.streamed(bits))
-        compute = self.gemm_seconds + self.decompress_seconds(bits)
+        num_bytes, requests = self.streamed(bits)
+        io = self.request.profile.io_seconds(num_bytes, requests)
+        compute = self.gemm_seconds + self.decompress_seconds(bits) + self.request.profile.delay_seconds(num_bytes)
         return accumulated_io_budget(self.request, compute) - io.cumsum()
 
     def latency(self, bits: np.ndarray) -> float:

@@ -72,8 +72,9 @@ def measure_device(
     paths = {path: _layer_seconds(store, load_model, path) for path in available_paths(compute_dtype)}
     path = min(paths, key=lambda candidate: paths[candidate])
     progress(f"layers ({path.dtype}, {path.gemm})")
-    with _runner(store, load_model, path) as run, _reading(store, rate_limit):
+    with _runner(store, load_model, path) as run:
         tokens = run.token_counts()
+        delay_per_byte = _measure_delay(run, rate_limit)
         widths = sorted({max(1, store.grid.slices // 4), max(1, store.grid.slices // 2), store.grid.slices})
         measured = [[run(count, width, BITS) for width in widths] for count in tokens]
         decompress = {bits: run(tokens[0], store.grid.slices, bits).decompress for bits in store.fidelities}
@@ -81,6 +82,7 @@ def measure_device(
         request_seconds=request_seconds,
         bytes_per_second=bytes_per_second,
         row_seconds=row_seconds,
+        delay_per_byte=delay_per_byte,
         tokens=tuple(tokens),
         widths=tuple(widths),
         layer_seconds=tuple(tuple(one.layer for one in row) for row in measured),
@@ -111,6 +113,10 @@ class _Runner:
         positions = getattr(self.model.config, "max_position_embeddings", TOKENS[-1] + 2)
         longest = max(1, min(TOKENS[-1], positions - 2))
         return [*(count for count in TOKENS if count < longest), longest]
+
+    def nearest_count(self, tokens: int) -> int:
+        """Of the `token_counts` the one nearest to this."""
+        return min(self.token_counts(), key=lambda count: abs(count - tokens))
 
     def __call__(self, tokens: int, width: int, bits: int) -> _Measurement:
         layers = 1 if bits == FULL else min(LAYERS, self.store.grid.layers)
@@ -159,9 +165,22 @@ def _runner(store: ShardStore, load_model: LoadModel, path: ComputePath) -> Iter
 def _layer_seconds(store: ShardStore, load_model: LoadModel, path: ComputePath) -> float:
     """Seconds of a layer, decompression included, on one compute path."""
     with _runner(store, load_model, path) as run:
-        tokens = min(run.token_counts(), key=lambda count: abs(count - PATH_TOKENS))
-        measured = run(tokens, store.grid.slices, BITS)
+        measured = run(run.nearest_count(PATH_TOKENS), store.grid.slices, BITS)
         return measured.layer + measured.decompress * store.grid.slices * store.grid.slice_weights
+
+
+def _measure_delay(run: _Runner, rate_limit: float) -> float:
+    """Seconds by which each byte that is read delays compute."""
+    tokens, width = run.nearest_count(PATH_TOKENS), run.store.grid.slices
+    delays = []
+    for _ in range(REPEATS):
+        quiet = run(tokens, width, BITS).layer
+        with _reading(run.store, rate_limit) as streamer:
+            begun, before = time.perf_counter(), streamer.bytes_read
+            busy = run(tokens, width, BITS).layer
+            bytes_per_second = (streamer.bytes_read - before) / (time.perf_counter() - begun)
+        delays.append((busy - quiet) / (busy * bytes_per_second) if bytes_per_second else 0.0)
+    return max(0.0, median(delays))
 
 
 def _measure_reads(store: ShardStore, rate_limit: float) -> tuple[float, float]:
@@ -212,8 +231,8 @@ def _requests(first_blocks: np.ndarray, blocks: int) -> np.ndarray:
 
 
 @contextmanager
-def _reading(store: ShardStore, rate_limit: float) -> Iterator[None]:
-    """The disk being read all the while, as it is when layers compute."""
+def _reading(store: ShardStore, rate_limit: float) -> Iterator[native.Streamer]:
+    """The disk being read all the while."""
     path = store.layer_path(0)
     blocks = store.index.files[path.name] // BLOCK
     large = min(REQUEST_BYTES // BLOCK, blocks)
@@ -221,7 +240,7 @@ def _reading(store: ShardStore, rate_limit: float) -> Iterator[None]:
     streamer = native.Streamer([str(path)], [allocate(large * BLOCK)], threads=READING_THREADS, rate_limit=rate_limit)
     try:
         streamer.start(_requests(first_blocks, large), NO_PIECES)
-        yield
+        yield streamer
     finally:
         streamer.close()
 

@@ -28,6 +28,7 @@ DEVICE = DeviceProfile(
     request_seconds=1e-5,
     bytes_per_second=1e8,
     row_seconds=1e-6,
+    delay_per_byte=1e-10,
     tokens=(16, 128),
     widths=(1, 4),
     layer_seconds=((1e-4, 2e-4), (2e-4, 4e-4)),

@@ -40,6 +40,7 @@ def make_profile(**changes: Any) -> DeviceProfile:
         "request_seconds": 1e-4,
         "bytes_per_second": 200e6,
         "row_seconds": 1e-5,
+        "delay_per_byte": 3e-10,
         "tokens": (32, 128),
         "widths": (1, 4),
         "layer_seconds": ((4e-4, 1e-3), (1e-3, 4e-3)),
@@ -111,7 +112,10 @@ def read_bytes(layout: LayerLayout, pieces: np.ndarray) -> int:
 
 
 def naive_costs(request: PlanRequest, bits: np.ndarray, layers: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Seconds of IO and of compute of each executed layer, from the layout's own ranges; `bits` is `[N, M]`."""
+    """Seconds of IO and of compute of each executed layer, from the layout's own ranges; `bits` is `[N, M]`.
+
+    Compute is what it takes while as much is read as the layer streams.
+    """
     profile = request.profile
     layouts = [request.layouts[layer] for layer in layers]
     held = naive_preload(layouts, bits[list(layers)], request.preload_budget)
@@ -119,7 +123,8 @@ def naive_costs(request: PlanRequest, bits: np.ndarray, layers: Sequence[int]) -
     for layout, row, preloaded in zip(layouts, bits[list(layers)], held):
         ranges = layout.read_ranges(layout.pieces_of(row) & ~preloaded)
         io.append(sum(profile.request_seconds + length / profile.bytes_per_second for _, length in ranges))
-        compute.append(profile.layer_compute(request.seq_len, row, request.grid.slice_weights))
+        delay = profile.delay_per_byte * sum(length for _, length in ranges)
+        compute.append(profile.layer_compute(request.seq_len, row, request.grid.slice_weights) + delay)
     return io, compute
 
 

@@ -98,6 +98,6 @@ def test_not_a_profile(text: str) -> None:
 
 
 def test_a_profile_of_another_version() -> None:
-    content = json.loads(make_profile().to_json()) | {"version": 2}
-    with pytest.raises(ValueError, match="version 2"):
+    content = json.loads(make_profile().to_json()) | {"version": 1}
+    with pytest.raises(ValueError, match="version 1"):
         DeviceProfile.from_json(json.dumps(content))

@@ -21,8 +21,10 @@ changes = st.lists(st.tuples(units, st.sampled_from(FIDELITIES), st.booleans()),
 
 
 def cost(submodel: Submodel, bits: np.ndarray) -> float:
-    io = submodel.request.profile.io_seconds(*submodel.streamed(bits))
-    return float((io + submodel.decompress_seconds(bits)).sum())
+    num_bytes, requests = submodel.streamed(bits)
+    profile = submodel.request.profile
+    reading = profile.io_seconds(num_bytes, requests) + profile.delay_seconds(num_bytes)
+    return float((reading + submodel.decompress_seconds(bits)).sum())
 
 
 @given(changes, st.floats(0, 1.5), st.floats(0.8, 1.2), st.sampled_from([1, 3]))
