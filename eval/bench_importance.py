@@ -134,9 +134,20 @@ def report(title: str, facts: dict[str, str], rows: Sequence[Row]) -> str:
         [
             f"# {title}",
             "\n".join(f"- {name}: {value}" for name, value in facts.items()),
-            "Metric in points, agreement with the full model in per cent, means with the range in brackets.",
+            "Metric in points, agreement with the full model in per cent, means with the range in brackets. "
+            "Distortion: the mean squared change of the logits from the full model's, a sharper measure.",
             table(
-                ("bits, average", "allocator", "guided by", "MB read", "bits, mean", "metric", "agreement", "loss"),
+                (
+                    "bits, average",
+                    "allocator",
+                    "guided by",
+                    "MB read",
+                    "bits, mean",
+                    "metric",
+                    "agreement",
+                    "distortion",
+                    "loss",
+                ),
                 map(_cells, _groups(rows)),
             ),
             *_claim(rows),
@@ -164,6 +175,7 @@ def _cells(group: Sequence[Row]) -> list[str]:
         _range([row.mean_bits for row in group], 2),
         _range([row.accuracy.metric for row in group], 1),
         _range(agreements, 1) if agreements else "–",
+        _range([row.accuracy.distortion for row in group], 3),
         _range([row.accuracy.loss for row in group], 3),
     ]
 

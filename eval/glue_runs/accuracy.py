@@ -26,12 +26,14 @@ SAME_VALUE = 0.01
 @dataclass(frozen=True)
 class Accuracy:
     """How well a model does. `metric` is the task's leading one, `metrics` has all of them, in points (per cent);
-    `agreement` is the per cent of sentences that it answers as the full model does, None for a regression."""
+    `agreement` is the per cent of sentences that it answers as the full model does, None for a regression;
+    `distortion` the mean squared change of its logits from the full model's, what adds to all of them left out."""
 
     metric: float
     metrics: dict[str, float]
     loss: float
     agreement: float | None
+    distortion: float
 
 
 class PlanAccuracy:
@@ -88,7 +90,11 @@ class PlanAccuracy:
         scored = score(task, evaluation.metric, logits, evaluation.examples.labels, evaluation.order)
         agreement = None if task.is_regression else 100 * float((logits.argmax(1) == full.argmax(1)).float().mean())
         metrics = {key: 100 * value for key, value in scored.metrics.items()}
-        return Accuracy(100 * scored.value, metrics, scored.loss, agreement)
+        change = logits - full
+        if not task.is_regression:
+            change = change - change.mean(1, keepdim=True)
+        distortion = float(change.square().sum(1).mean())
+        return Accuracy(100 * scored.value, metrics, scored.loss, agreement, distortion)
 
     def singles(self, count: int) -> list[Batch]:
         """The first `count` sentences, each a batch of its own without padding; `places` are those of `logits`."""

@@ -46,15 +46,18 @@ def test_in_full_it_is_the_checkpoints(accuracy: PlanAccuracy, tiny_sst2: TinyTa
         answers = [int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for (text,) in examples.texts]
     right = np.mean(np.array(answers) == examples.labels)
     assert found.metric == pytest.approx(100 * right) == found.metrics["accuracy"]
-    assert found.agreement == 100
+    assert (found.agreement, found.distortion) == (100, 0)
     assert 60 < found.metric <= 100
 
 
 def test_a_cheap_plan_agrees_less(accuracy: PlanAccuracy) -> None:
     found = accuracy.of(np.full((3, 4), 2))
-    same = accuracy.same(accuracy.logits(np.full((3, 4), 2)), accuracy.logits(np.full((3, 4), 32)))
+    cheap, full = (accuracy.logits(np.full((3, 4), bits)) for bits in (2, 32))
+    same = accuracy.same(cheap, full)
     assert found.agreement == pytest.approx(100 * float(same.float().mean()))
     assert found.agreement < 100
+    margins = cheap.diff(dim=1) - full.diff(dim=1)
+    assert found.distortion == pytest.approx(float(margins.square().mean()) / 2, rel=1e-4)
 
 
 def test_only_the_first_layers_make_a_submodel(accuracy: PlanAccuracy) -> None:

@@ -152,7 +152,7 @@ def row(setting: Setting, metric: float, predicted: float, cold: float, peak: in
         row_bytes_read=0,
         as_planned=True,
         memory={"peak": peak},
-        accuracy=Accuracy(metric, {"accuracy": metric}, 0.1, 100.0),
+        accuracy=Accuracy(metric, {"accuracy": metric}, 0.1, 100.0, 0.0),
         streamed=None,
     )
 
