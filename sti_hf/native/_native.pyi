@@ -104,7 +104,8 @@ class Streamer:
         threads: Reads under way at once.
         rate_limit: Bytes per second that the disk is made to look like, 0 for as fast as it is; for benchmarks.
 
-    A forked child must make its own. Methods may be called from any thread.
+    A forked child must make its own. Methods may be called from any thread. When nothing has been started or
+    released for a tenth of a second, memory that the process has freed goes back to the system (glibc).
 
     Raises:
         OSError: A file cannot be opened.

@@ -4,14 +4,26 @@
 
 #include <algorithm>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include "kernels.h"
 
 namespace sti {
 namespace {
 
+constexpr std::chrono::milliseconds IDLE{100};  // much longer than the computing of a layer
 constexpr size_t PART_BYTES = 2 << 20;  // one read: large enough for the disk, small enough to cancel soon
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// What was freed, and the C library keeps for the next allocations, goes back to the system.
+void return_freed_memory() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+}
 
 }  // namespace
 
@@ -57,6 +69,8 @@ void Streamer::start(const RequestRow* rows, size_t request_count, const PieceRo
     released_ = 0;
     released_early_.clear();
     bytes_read_ = 0;
+    last_use_ = std::chrono::steady_clock::now();
+    in_use_ = true;
     work_.notify_all();
 }
 
@@ -92,6 +106,7 @@ void Streamer::release(int64_t group) {
     const auto guard = lock();
     if (group >= released_) released_early_.insert(group);
     while (released_early_.erase(released_)) ++released_;
+    last_use_ = std::chrono::steady_clock::now();
     if (has_work()) work_.notify_all();
 }
 
@@ -141,6 +156,22 @@ bool Streamer::has_work() const {
     return reads_ < max_reads_ && next_request_ < requests_.size() && released_ >= requests_[next_request_].wait_for;
 }
 
+// Inferences that follow each other find the memory of the last one; once none has gone on for a while, it is given
+// back.
+void Streamer::wait_for_work(std::unique_lock<std::mutex>& guard) {
+    while (!closed_ && !has_work()) {
+        if (!in_use_) {
+            work_.wait(guard);
+        } else if (work_.wait_until(guard, last_use_ + IDLE) == std::cv_status::timeout && in_use_ &&
+                   std::chrono::steady_clock::now() >= last_use_ + IDLE) {
+            in_use_ = false;
+            guard.unlock();
+            return_freed_memory();
+            guard.lock();
+        }
+    }
+}
+
 // Nobody is woken when a request becomes late: it matters only once a thread could read it.
 bool Streamer::give_up_late() {
     if (next_offset_ > 0 || !(now() > requests_[next_request_].latest)) return false;
@@ -165,7 +196,7 @@ Streamer::Part Streamer::take_part() {
 void Streamer::work() {
     std::unique_lock<std::mutex> guard(mutex_);
     for (;;) {
-        work_.wait(guard, [&] { return closed_ || has_work(); });
+        wait_for_work(guard);
         if (closed_) return;
         ++in_flight_;
         if (give_up_late()) {

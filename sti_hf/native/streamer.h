@@ -27,7 +27,8 @@ struct Cancelled : std::runtime_error {
 };
 
 // `threads` reads at most are under way at once; they are taken in order, each only when the staging memory it needs
-// has been released. All methods may be called from any thread. A forked child must make a streamer of its own.
+// has been released. All methods may be called from any thread. A forked child must make a streamer of its own. When
+// nothing has been started or released for a while, memory that the process has freed goes back to the system.
 class Streamer {
 public:
     // Throws std::system_error where a file cannot be opened. `rate_limit` is in bytes per second, 0 for none.
@@ -64,6 +65,7 @@ private:
     std::unique_lock<std::mutex> lock();
     bool settled(int64_t group) const;
     bool has_work() const;
+    void wait_for_work(std::unique_lock<std::mutex>& guard);
     bool give_up_late();
     Part take_part();
     void work();
@@ -92,6 +94,8 @@ private:
     int reads_ = 0;            // parts being read
     size_t in_flight_ = 0;     // parts being read or checked
     bool checking_ = false;    // a thread is at it
+    bool in_use_ = false;      // since memory was last given back
+    std::chrono::steady_clock::time_point last_use_{};
     std::map<int64_t, size_t> unread_;       // group -> its unfinished requests
     std::map<int64_t, std::string> errors_;  // group -> its first
     int64_t released_ = 0;

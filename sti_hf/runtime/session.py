@@ -21,7 +21,6 @@ from sti_hf.architectures import Architecture, get_architecture
 from sti_hf.config import STIConfig
 from sti_hf.planning import ExecutionPlan
 from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
-from sti_hf.process_memory import return_freed_memory
 from sti_hf.runtime.buffers import Buffers
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.layers import (
@@ -188,8 +187,6 @@ class STISession:
         try:
             yield
             self._streamer.finish(self._scheduler.times[-1].start)
-            if self.plan.strategy != "preload":
-                return_freed_memory()
         except BaseException:
             self._streamer.stop()
             raise

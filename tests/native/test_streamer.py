@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -510,3 +513,28 @@ def test_forked_child_makes_its_own(slow: tuple[native.Streamer, np.ndarray], pa
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back by themselves")
+def test_freed_memory_goes_back_when_nothing_runs(path: Path, content: bytes) -> None:
+    """In a process of its own, whose heap nobody else has used."""
+    script = f"""
+import time
+import numpy as np
+from sti_hf import native
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+streamer = native.Streamer([{str(path)!r}], [])
+blocks = [bytearray(100_000) for _ in range(600)]
+last = blocks[-1]
+del blocks
+streamer.start(np.empty((0, 7), dtype=np.int64), np.empty((0, 4), dtype=np.int64))
+before = resident()
+time.sleep(1)
+print(before - resident())
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(run.stdout) > 30e6
