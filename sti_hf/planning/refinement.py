@@ -38,8 +38,8 @@ MOMENT = 1e-9
 """Seconds that a read takes at least."""
 
 RUNS = 40
-IN_TIME = 0.95
-LARGEST_MARGIN = 0.25
+IN_TIME = 0.97
+LARGEST_MARGIN = 0.3
 """Runs aim at an end before T that would have kept this share of so many of the last runs in time, but at most this
 share of T before it."""
 
