@@ -25,11 +25,13 @@ from eval.disk import add_rate_option, disk_rate
 from eval.live_app import warm_up
 from sti_hf.integrations.checkpoint import resolve_store, stock_class
 from sti_hf.integrations.session import device_profile
+from sti_hf.process_memory import return_freed_memory
 
 
 def resident_set() -> int:
-    """Bytes of this process's resident set."""
+    """Bytes of this process's resident set, without what was freed."""
     gc.collect()
+    return_freed_memory()
     return psutil.Process().memory_info().rss
 
 

@@ -16,7 +16,7 @@ from statistics import median
 
 import numpy as np
 
-from eval.accounting import disk_bytes, forget_highest, highest_resident_set, resident_set
+from eval.accounting import disk_bytes, forget_highest, highest_resident_set, resident_set, return_freed_memory
 from eval.cgroups import join
 from eval.coldstart.competitor import Competitor, Inputs
 from eval.coldstart.job import BALLAST, REAL, TINY, Job, job_parser
@@ -25,6 +25,9 @@ from eval.memory_limit import limit
 from eval.throttle_credit import spend_credit
 
 LATER_FORWARDS = 5
+IDLE_SECONDS = 0.5
+"""After the last answer, before the resident set is read: what an app holds between its answers."""
+
 TINY_VOCABULARY = 99
 FIRST_TOKEN = 10  # tokens below may be special
 
@@ -60,6 +63,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         limit(arguments.memory_group, arguments.memory_extra)
     if live and arguments.disk_rate is not None:
         spend_credit(Path(job.work) / BALLAST, arguments.disk_rate)
+    return_freed_memory()  # of the tiny model
     forget_highest()
     memory, read = resident_set(), disk_bytes() if live else 0
     begun = time.monotonic()
@@ -77,6 +81,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     read = disk_bytes()
     result["evicted_forward"] = median(evicted_forwards(competitor, folder, inputs[LATER_FORWARDS + 1 :]))
     result["evicted_disk_bytes"] = (disk_bytes() - read) / LATER_FORWARDS
+    time.sleep(IDLE_SECONDS)
     result["resident_growth"] = resident_set() - memory
     result["highest_growth"] = highest_resident_set() - memory
     competitor.close()

@@ -9,6 +9,10 @@ from sti_hf.shards.layout import BLOCK
 MINIMUM_READ_AHEAD = 1 << 20
 """Bytes that a staging buffer has at least besides the largest layer, unless a budget forbids."""
 
+SLOWER = 1.15
+"""How many times as long as with the largest staging buffer a forward may be predicted to take with the one chosen.
+One that just keeps an ample T would have reading wait for room, and leave no time for a slow read."""
+
 
 def place_layers(layer_bytes: Sequence[int], staging_bytes: int) -> list[int]:
     """First byte of every layer in a staging buffer that none of them exceeds. The runtime places them by this too.
@@ -38,7 +42,7 @@ def choose_staging(
     latency: Callable[[int], float],
     target_latency: float,
 ) -> int:
-    """Bytes of the smallest staging buffer with which a plan keeps its latency.
+    """Bytes of the smallest staging buffer with which a plan keeps T, and is not much slower than with the largest.
 
     The smallest considered holds the largest layer and `MINIMUM_READ_AHEAD`, the next ones any two, three, .. layers
     in a row, the last all of them.
@@ -56,7 +60,8 @@ def choose_staging(
     if budget is not None:
         bound = max(budget // BLOCK * BLOCK, max(layer_bytes))
         sizes = sorted({min(size, bound) for size in sizes})
-    wanted = max(target_latency, latency(sizes[-1]))
+    fastest = latency(sizes[-1])
+    wanted = max(fastest, min(target_latency, SLOWER * fastest))
     for size in sizes:
         if latency(size) <= wanted:
             return size

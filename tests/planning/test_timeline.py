@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -76,8 +77,8 @@ def test_load_then_execute_computes_after_the_last_read() -> None:
     assert timeline.wait.tolist() == [3.5, 0.0]
 
 
-def latency_above(threshold: int) -> object:
-    return lambda size: 1.0 if size >= threshold else 2.0
+def latency_above(threshold: int, below: float = 1.1) -> Callable[[int], float]:
+    return lambda size: 1.0 if size >= threshold else below
 
 
 MIB = 1 << 20
@@ -88,7 +89,7 @@ MIB = 1 << 20
     [
         (0, None, 1.0, 4 * MIB + MINIMUM_READ_AHEAD),
         (6 * MIB, None, 1.0, 7 * MIB),
-        (6 * MIB, None, 2.0, 4 * MIB + MINIMUM_READ_AHEAD),
+        (6 * MIB, None, 1.1, 4 * MIB + MINIMUM_READ_AHEAD),
         (8 * MIB, None, 1.0, 9 * MIB),
         (8 * MIB, None, 0.5, 9 * MIB),
         (8 * MIB, 7 * MIB, 1.0, 4 * MIB + MINIMUM_READ_AHEAD),
@@ -102,6 +103,11 @@ def test_the_smallest_staging_buffer_that_keeps_the_latency(
 ) -> None:
     layer_bytes = [2 * MIB, 4 * MIB, 3 * MIB]
     assert choose_staging(layer_bytes, budget, latency_above(threshold), target) == expected
+
+
+def test_no_small_staging_buffer_that_is_much_slower() -> None:
+    layer_bytes = [2 * MIB, 4 * MIB, 3 * MIB]
+    assert choose_staging(layer_bytes, None, latency_above(6 * MIB, below=1.2), 9.0) == 7 * MIB
 
 
 def test_no_staging_buffer_where_nothing_is_streamed() -> None:
