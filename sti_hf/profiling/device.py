@@ -46,7 +46,10 @@ FORWARDS = 7
 REPEATS = 3
 SUSTAINED_BYTES = 192 << 20
 SUSTAINED_SECONDS = 1.0
-READING_REQUESTS = 1 << 16
+READING_REQUESTS = 1 << 14
+CHECKED_REQUESTS = 16
+"""Large reads whose checksums are taken first; they are read and checked over and over."""
+
 NO_PIECES = np.empty((0, 4), dtype=np.int64)
 SMALL_REQUESTS = 64
 STEPS = 3
@@ -232,17 +235,32 @@ def _requests(first_blocks: np.ndarray, blocks: int) -> np.ndarray:
 
 @contextmanager
 def _reading(store: ShardStore, rate_limit: float) -> Iterator[native.Streamer]:
-    """The disk being read all the while."""
+    """The start of the shards being read and checked all the while, over and over."""
     path = store.layer_path(0)
     blocks = store.index.files[path.name] // BLOCK
     large = min(REQUEST_BYTES // BLOCK, blocks)
-    first_blocks = np.tile(np.arange(blocks // large) * large, -(-READING_REQUESTS // (blocks // large)))
-    streamer = native.Streamer([str(path)], [allocate(large * BLOCK)], threads=READING_THREADS, rate_limit=rate_limit)
+    first_blocks = np.arange(min(CHECKED_REQUESTS, blocks // large)) * large
+    requests = _requests(first_blocks, large)
+    # Each into a place of its own: one may be read again before it has been checked.
+    requests[:, 3] = np.arange(len(requests)) * large * BLOCK
+    pieces = np.zeros((len(requests), 4), dtype=np.int64)
+    pieces[:, [0, 1, 3]] = requests[:, [3, 2, 1]]
+    pieces[:, 2] = [native.crc32c(_content(path, row[1], row[2])) for row in requests.tolist()]
+    rounds = -(-READING_REQUESTS // len(requests))
+    requests, pieces = np.tile(requests, (rounds, 1)), np.tile(pieces, (rounds, 1))
+    requests[:, 4] = np.arange(len(requests))
+    requests[:, 6] = 1
+    buffer = allocate(len(first_blocks) * large * BLOCK)
+    streamer = native.Streamer([str(path)], [buffer], threads=READING_THREADS, rate_limit=rate_limit)
     try:
-        streamer.start(_requests(first_blocks, large), NO_PIECES)
+        streamer.start(requests, pieces)
         yield streamer
     finally:
         streamer.close()
+
+
+def _content(path: Path, offset: int, length: int) -> np.ndarray:
+    return np.fromfile(path, np.uint8, length, offset=offset)
 
 
 def _measure_rows(store: ShardStore, rate_limit: float) -> float:
