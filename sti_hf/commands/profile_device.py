@@ -28,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     console = terminal()
     console.print(
-        f"reading: {profile.bytes_per_second / 1e6:.0f} MB/s, {profile.request_seconds * 1e6:.0f} us a request\n"
+        f"reading: {profile.bytes_per_second / 1e6:.0f} MB/s, {profile.request_seconds * 1e6:.0f} us a request; "
+        f"each MB delays compute by {profile.delay_per_byte * 1e12:.0f} us\n"
         f"compute: {profile.compute_dtype}, {profile.gemm} GEMM; one layer, {profile.widths[-1]} slices:"
     )
     for tokens, row, fixed in zip(profile.tokens, profile.layer_seconds, profile.fixed_seconds):
