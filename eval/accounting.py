@@ -24,7 +24,10 @@ def forget_highest() -> None:
 
 
 def return_freed_memory() -> None:
-    """Gives what the C library keeps of freed memory back to the system, where it can (glibc)."""
+    """Gives what the C library keeps of freed memory back to the system, where it can (glibc).
+
+    Not the package's: a process that measures a competitor without PyTorch must not import it.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -15,24 +15,23 @@ import subprocess
 import sys
 import tempfile
 
-import psutil
 import torch
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 import sti_hf
+from eval import accounting
 from eval.disk import add_rate_option, disk_rate
 from eval.live_app import warm_up
 from sti_hf.integrations.checkpoint import resolve_store, stock_class
 from sti_hf.integrations.session import device_profile
-from sti_hf.process_memory import return_freed_memory
 
 
 def resident_set() -> int:
     """Bytes of this process's resident set, without what was freed."""
     gc.collect()
-    return_freed_memory()
-    return psutil.Process().memory_info().rss
+    accounting.return_freed_memory()
+    return accounting.resident_set()
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -53,7 +52,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     with torch.no_grad():
         for tokens in inputs:
             model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-            peak = max(peak, psutil.Process().memory_info().rss)
+            peak = max(peak, accounting.resident_set())
     result = {"growth_MB": (resident_set() - before) / 1e6, "highest_growth_MB": (peak - before) / 1e6}
     if arguments.run == "sti":
         result |= {f"{name}_MB": size / 1e6 for name, size in model.sti.memory().items()}

@@ -12,7 +12,7 @@ using Checksums = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::dev
 
 class PyRowReader {
 public:
-    PyRowReader(const std::string& path, double rate_limit) : reader_(path, checked(rate_limit)) {}
+    PyRowReader(const std::string& path, double rate_limit) : reader_(path, rate_limit) {}
 
     uint64_t read(nb::handle offsets, int64_t row_bytes, nb::handle out, nb::handle crcs) {
         const auto rows = as_array<Offsets>(offsets, "offsets", "an int64 array [k]");
@@ -34,11 +34,6 @@ public:
     }
 
 private:
-    static double checked(double rate_limit) {
-        if (!(rate_limit >= 0)) throw std::invalid_argument("rate_limit must be 0 (none) or bytes per second");
-        return rate_limit;
-    }
-
     RowReader reader_;
 };
 

@@ -34,7 +34,6 @@ public:
     PyStreamer(const std::vector<std::string>& paths, nb::sequence buffers, bool direct, int threads, double rate_limit)
         : held_(buffers, "a writable uint8 array") {
         if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-        if (!(rate_limit >= 0)) throw std::invalid_argument("rate_limit must be 0 (none) or bytes per second");
         streamer_.reset(new Streamer(paths, held_.regions(), direct, threads, rate_limit));
     }
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <mutex>
+#include <stdexcept>
 
 namespace sti {
 
@@ -11,8 +12,10 @@ class RateLimit {
 public:
     using Clock = std::chrono::steady_clock;
 
-    // `bytes_per_second` 0: no limit.
-    explicit RateLimit(double bytes_per_second) : bytes_per_second_(bytes_per_second) {}
+    // `bytes_per_second` 0: no limit. Throws std::invalid_argument where it is negative or no number.
+    explicit RateLimit(double bytes_per_second) : bytes_per_second_(bytes_per_second) {
+        if (!(bytes_per_second >= 0)) throw std::invalid_argument("rate_limit must be 0 (none) or bytes per second");
+    }
 
     // The moment at which a read of `bytes` that begins now may end. Time without reads is not saved up.
     Clock::time_point reserve(size_t bytes) {

@@ -58,7 +58,7 @@ struct RowReader::Gather {
 };
 
 RowReader::RowReader(const std::string& path, double rate_limit)
-    : cached_(path), direct_(path, true), rate_limit_(rate_limit) {}
+    : rate_limit_(rate_limit), cached_(path), direct_(path, true) {}
 
 uint64_t RowReader::read(const Rows& rows, uint8_t* out) {
     check_offsets(rows);

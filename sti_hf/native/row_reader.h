@@ -34,13 +34,13 @@ public:
 private:
     struct Gather;
 
-    void read_run(Gather& gather, size_t first, size_t last);
+    void read_run(Gather& gather, size_t first, size_t end);
     void request(Gather& gather, size_t row);
     void finish(Gather& gather);
 
+    RateLimit rate_limit_;
     const CachedFile cached_;
     File direct_;
-    RateLimit rate_limit_;
 };
 
 }  // namespace sti

@@ -56,14 +56,16 @@ class _Pipeline:
         self.streaming = io_seconds(streamed_bytes, requests)
         self.filling = io_seconds(self.preload_bytes, preload_requests)
         self.decompress = submodel.decompress_seconds(bits)
-        self.compute = submodel.gemm_seconds + self.decompress
+        # Where all is read before anything is computed, reading delays nothing.
+        delay_seconds = self.request.profile.delay_seconds
+        self.compute = submodel.gemm_seconds + self.decompress + overlap * delay_seconds(streamed_bytes)
+        self.filling_delay = overlap * delay_seconds(self.preload_bytes)
 
     def run(self, staging_bytes: int, fill_preload: bool = False) -> Timeline:
         """The predicted pipeline; `fill_preload`: with the reads that fill the preload buffer."""
-        io, num_bytes = self.streaming, np.array(self.streamed_bytes)
+        io, compute = self.streaming, self.compute
         if fill_preload:
-            io, num_bytes = io + self.filling, num_bytes + self.preload_bytes
-        compute = self.compute + self.request.profile.delay_seconds(num_bytes) if self.overlap else self.compute
+            io, compute = io + self.filling, compute + self.filling_delay
         return simulate(
             io.tolist(),
             self.streamed_bytes,

@@ -240,16 +240,13 @@ def _reading(store: ShardStore, rate_limit: float) -> Iterator[native.Streamer]:
     blocks = store.index.files[path.name] // BLOCK
     large = min(REQUEST_BYTES // BLOCK, blocks)
     first_blocks = np.arange(min(CHECKED_REQUESTS, blocks // large)) * large
-    requests = _requests(first_blocks, large)
-    # Each into a place of its own: one may be read again before it has been checked.
-    requests[:, 3] = np.arange(len(requests)) * large * BLOCK
-    pieces = np.zeros((len(requests), 4), dtype=np.int64)
-    pieces[:, [0, 1, 3]] = requests[:, [3, 2, 1]]
-    pieces[:, 2] = [native.crc32c(_content(path, row[1], row[2])) for row in requests.tolist()]
-    rounds = -(-READING_REQUESTS // len(requests))
-    requests, pieces = np.tile(requests, (rounds, 1)), np.tile(pieces, (rounds, 1))
-    requests[:, 4] = np.arange(len(requests))
+    content = (np.fromfile(path, np.uint8, large * BLOCK, offset=first * BLOCK) for first in first_blocks.tolist())
+    checksums = [native.crc32c(part) for part in content]
+    rounds = -(-READING_REQUESTS // len(first_blocks))
+    requests = _requests(np.tile(first_blocks, rounds), large)
+    requests[:, 3] = requests[:, 1]  # each to a place of its own: it may be read again before it has been checked
     requests[:, 6] = 1
+    pieces = np.stack([requests[:, 3], requests[:, 2], np.tile(checksums, rounds), requests[:, 1]], axis=1)
     buffer = allocate(len(first_blocks) * large * BLOCK)
     streamer = native.Streamer([str(path)], [buffer], threads=READING_THREADS, rate_limit=rate_limit)
     try:
@@ -257,10 +254,6 @@ def _reading(store: ShardStore, rate_limit: float) -> Iterator[native.Streamer]:
         yield streamer
     finally:
         streamer.close()
-
-
-def _content(path: Path, offset: int, length: int) -> np.ndarray:
-    return np.fromfile(path, np.uint8, length, offset=offset)
 
 
 def _measure_rows(store: ShardStore, rate_limit: float) -> float:
