@@ -26,7 +26,6 @@ from eval.live_app import warm_up
 from sti_hf.integrations.checkpoint import resolve_store
 from sti_hf.integrations.session import device_profile
 from sti_hf.planning.reads import PieceTable
-from sti_hf.shards.store import WORD_EMBEDDINGS
 
 
 def pipeline_bound(store: sti_hf.ShardStore, profile: sti_hf.DeviceProfile, plan: sti_hf.ExecutionPlan) -> float:
@@ -37,7 +36,7 @@ def pipeline_bound(store: sti_hf.ShardStore, profile: sti_hf.DeviceProfile, plan
     streamed = pieces.needed(plan.bits[executed]) & ~plan.preloaded_pieces[executed].reshape(len(executed), -1)
     io = profile.io_seconds(*pieces.reads(streamed)).cumsum()
     compute = plan.timeline.compute_end - plan.timeline.compute_start
-    rows = profile.embedding_seconds(plan.seq_len, store.index.tables[WORD_EMBEDDINGS].row_bytes)
+    rows = profile.embedding_seconds(plan.seq_len, store.row_bytes, store.position_bytes(plan.seq_len))
     return float((io + compute[::-1].cumsum()[::-1]).max() + rows + profile.fixed_compute(plan.seq_len))
 
 

@@ -24,7 +24,6 @@ from eval.disk import cached_bytes, evict
 from eval.memory_limit import limit
 from eval.throttle_credit import spend_credit
 
-LATER_FORWARDS = 5
 IDLE_SECONDS = 0.5
 """After the last answer, before the resident set is read: what an app holds between its answers."""
 
@@ -55,7 +54,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     job: Job = arguments.job
     competitor = job.competitor()
     folder = job.folder(competitor, REAL)
-    inputs = [random_inputs(job.tokens, arguments.vocabulary, seed) for seed in range(2 * LATER_FORWARDS + 1)]
+    later: int = arguments.later_forwards
+    inputs = [random_inputs(job.tokens, arguments.vocabulary, seed) for seed in range(2 * later + 1)]
     live = arguments.started is None
     if live:
         become_live(job, competitor)
@@ -77,10 +77,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         "first_forward": answered - loaded,
         "disk_bytes": disk_bytes() - read,
     }
-    result["warm_forward"] = median(timed_forward(competitor, each) for each in inputs[1 : LATER_FORWARDS + 1])
+    result["warm_forward"] = median(timed_forward(competitor, each) for each in inputs[1 : later + 1])
     read = disk_bytes()
-    result["evicted_forward"] = median(evicted_forwards(competitor, folder, inputs[LATER_FORWARDS + 1 :]))
-    result["evicted_disk_bytes"] = (disk_bytes() - read) / LATER_FORWARDS
+    result["evicted_forward"] = median(evicted_forwards(competitor, folder, inputs[later + 1 :]))
+    result["evicted_disk_bytes"] = (disk_bytes() - read) / later
     time.sleep(IDLE_SECONDS)
     result["resident_growth"] = resident_set() - memory
     result["highest_growth"] = highest_resident_set() - memory
@@ -108,6 +108,7 @@ def main() -> None:
     parser = job_parser(__doc__)
     parser.add_argument("--vocabulary", type=int, required=True)
     parser.add_argument("--started", type=float, help="makes it a cold process")
+    parser.add_argument("--later-forwards", type=int, default=5, metavar="N", help="warm, and as many evicted")
     parser.add_argument("--disk-rate", type=float, help="to which the kernel holds the disk, MB/s")
     parser.add_argument("--memory-group", type=Path)
     parser.add_argument("--memory-extra", type=int, default=0)

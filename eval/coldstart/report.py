@@ -31,13 +31,13 @@ class Report:
     """What one run of the benchmark found.
 
     `settings` say how it ran; `rounds[name]` are the measurements of each cold start, `accuracy[name]` a share, and
-    `under_limit[name]` the measurements under the memory limit, None where the process was killed.
+    `under_limit[name]` the measurements under the memory limit, or why there are none.
     """
 
     settings: dict[str, Any]
     rounds: dict[str, list[dict[str, float]]]
     accuracy: dict[str, float] = field(default_factory=dict)
-    under_limit: dict[str, dict[str, float] | None] = field(default_factory=dict)
+    under_limit: dict[str, dict[str, float] | str] = field(default_factory=dict)
 
     def medians(self) -> dict[str, dict[str, float]]:
         """The median of every measurement, by competitor."""
@@ -89,4 +89,4 @@ class Report:
         if name not in self.under_limit:
             return "–"
         found = self.under_limit[name]
-        return "killed" if found is None else f"answers in {found['ttfa'] * 1e3:.0f}"
+        return found if isinstance(found, str) else f"answers in {found['ttfa'] * 1e3:.0f}"

@@ -18,7 +18,9 @@ from eval.throttle_credit import spend_credit
 
 LIVE_APP, PROCESS = "live-app", "process"
 STARTS = (LIVE_APP, PROCESS)
-TIMEOUT_SECONDS = 600
+PATIENCE_SECONDS = 120
+"""For one competitor under the memory limit: one that pages its weights in and out answers much later, if at all."""
+KILLED, NO_ANSWER = "killed", f"no answer in {PATIENCE_SECONDS} s"
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,17 @@ class Rounds:
             arguments += ["--started", str(time.monotonic())]
         return json.loads(run(job.command("measure", *arguments)))
 
-    def under_limit(self, job: Job, extra: int) -> dict[str, Any] | None:
-        """A live app's cold start with `extra` bytes of memory more than it had before; None where that kills it."""
+    def under_limit(self, job: Job, extra: int) -> dict[str, Any] | str:
+        """A live app's cold start and one more of each kind of forward, with `extra` bytes of memory more than it had
+        before; `KILLED` or `NO_ANSWER` where it does not get that far."""
         with control_group("memory") as group:
-            arguments = ["--vocabulary", str(self.vocabulary), "--memory-group", str(group)]
+            arguments = ["--vocabulary", str(self.vocabulary), "--later-forwards", "1", "--memory-group", str(group)]
             command = job.command("measure", *arguments, "--memory-extra", str(extra))
             try:
-                finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+                finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
-                return None
-        return json.loads(finished.stdout.splitlines()[-1]) if finished.returncode == 0 else None
+                return NO_ANSWER
+        return json.loads(finished.stdout.splitlines()[-1]) if finished.returncode == 0 else KILLED
 
 
 def run(command: list[str]) -> str:

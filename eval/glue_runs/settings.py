@@ -13,7 +13,7 @@ from sti_hf.planning.baselines import BASELINES
 from sti_hf.planning.importance_file import DEFAULT_ORDER
 from sti_hf.runtime.session import bucket_of
 from sti_hf.shards.layout import FULL
-from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore
+from sti_hf.shards.store import ShardStore
 
 STI = "sti"
 SHORTEST = 1e-6
@@ -89,7 +89,8 @@ def admits_uniform(
         target_latency=target,
         preload_budget=budget,
         seq_len=bucket_of(seq_len),
-        row_bytes=store.index.tables[WORD_EMBEDDINGS].row_bytes,
+        row_bytes=store.row_bytes,
+        position_bytes=store.position_bytes(bucket_of(seq_len)),
         fidelities=(bits,),
     )
     return plan.feasible and plan.submodel == (store.grid.layers, store.grid.slices)

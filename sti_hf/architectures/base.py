@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # planning imports this package for Grid and must not import 
 HEAD_MATRICES = ("q", "k", "v", "o")
 """Names of the matrices whose rows or columns belong to attention heads; those of the others are FFN neurons'."""
 
+WORD_EMBEDDINGS, POSITION_EMBEDDINGS = "word_embeddings", "position_embeddings"
+"""Names of the embeddings that are read by row."""
+
 CUT_BY_COLUMNS = ("o", "down")
 """Names of the matrices that read heads or FFN neurons: a slice is columns of them, and is stored transposed. Of the
 others, which write heads or neurons, it is rows."""
@@ -61,6 +64,9 @@ class Architecture:
     word_embeddings: ClassVar[str] = "embeddings.word_embeddings"
     """Path of the word embeddings inside `model.base_model`."""
 
+    position_embeddings: ClassVar[str] = "embeddings.position_embeddings"
+    """Path of the position embeddings inside `model.base_model`."""
+
     matrices: ClassVar[tuple[Matrix, ...]]
     """Matrices of a layer in stored order: q, k, v, o, up, [gate,] down."""
 
@@ -102,6 +108,10 @@ class Architecture:
         sizes = (hidden if matrix.name in HEAD_MATRICES else ffn for matrix in self.matrices)
         rows = tuple((matrix.name, size // heads) for matrix, size in zip(self.matrices, sizes, strict=True))
         return Grid(layers=config.num_hidden_layers, slices=heads, row_length=hidden, rows=rows)
+
+    def embeddings(self, config: PreTrainedConfig) -> dict[str, str]:
+        """Paths, inside `model.base_model`, of the embeddings that are read by row, by their names."""
+        return {WORD_EMBEDDINGS: self.word_embeddings, POSITION_EMBEDDINGS: self.position_embeddings}
 
     def linears(self, model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
         """The linear modules of every layer of a model of this family, by the name of their matrix."""

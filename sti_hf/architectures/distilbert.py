@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from sti_hf.architectures.base import Architecture, Matrix
+from typing import TYPE_CHECKING
+
+from sti_hf.architectures.base import WORD_EMBEDDINGS, Architecture, Matrix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class DistilBert(Architecture):
@@ -20,3 +25,8 @@ class DistilBert(Architecture):
     )
     lm_decoders = ("vocab_projector",)
     ffn_size = "hidden_dim"
+
+    def embeddings(self, config: PreTrainedConfig) -> dict[str, str]:
+        """Without sinusoidal position embeddings: Transformers computes these anew, in place, wherever it loads."""
+        embeddings = super().embeddings(config)
+        return {WORD_EMBEDDINGS: self.word_embeddings} if config.sinusoidal_pos_embds else embeddings

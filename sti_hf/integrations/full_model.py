@@ -13,7 +13,7 @@ from sti_hf.integrations.checkpoint import stock_class
 from sti_hf.shards.partition import inverse_order, join_layer, permute_biases
 from sti_hf.shards.reading import read_full_layer, read_table
 from sti_hf.shards.resident import read_resident
-from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore, StoreError
+from sti_hf.shards.store import ShardStore, StoreError
 
 
 def full_model(store: ShardStore) -> PreTrainedModel:
@@ -37,8 +37,9 @@ def full_model(store: ShardStore) -> PreTrainedModel:
         weights = join_layer(read_full_layer(store, layer), architecture.matrices, store.grid, order)
         for matrix in architecture.matrices:
             state[f"{prefix}{architecture.layers}.{layer}.{matrix.module}.weight"] = weights[matrix.name]
+    embeddings = architecture.embeddings(config)
     for name, table in store.index.tables.items():
-        paths = [f"{prefix}{architecture.word_embeddings}"] if name == WORD_EMBEDDINGS else []
+        paths = [f"{prefix}{embeddings[name]}"] if name in embeddings else []
         state |= dict.fromkeys((f"{path}.weight" for path in (*paths, *table.decoders)), read_table(store, name))
     loaded = model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
     present = {tensor.data_ptr() for name, tensor in model.state_dict(keep_vars=True).items() if name in state}

@@ -52,7 +52,7 @@ class STIHfQuantizer(HfQuantizer):
         self.session = session
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        make_elastic(model, get_architecture(model.config))
+        make_elastic(model, get_architecture(model.config), self.session.store)
         if model.all_tied_weights_keys:
             names = {name for name, _ in model.named_parameters()}
             model.all_tied_weights_keys = {

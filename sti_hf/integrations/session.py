@@ -26,7 +26,7 @@ from sti_hf.planning.refinement import PLANE_FIDELITIES
 from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
-from sti_hf.shards.store import INDEX_FILE, WORD_EMBEDDINGS, ShardStore, Table, store_defaults
+from sti_hf.shards.store import INDEX_FILE, ShardStore, Table, store_defaults
 from sti_hf.shards.whole import write_whole
 
 
@@ -82,7 +82,8 @@ def plan_store(
         importance=importance,
         submodel_accuracy=accuracy,
         staging_budget=config.staging_budget,
-        row_bytes=store.index.tables[WORD_EMBEDDINGS].row_bytes,
+        row_bytes=store.row_bytes,
+        position_bytes=store.position_bytes(tokens),
         fidelities=PLANE_FIDELITIES if config.refine else (),
         extra_seconds=sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in heads),
     )

@@ -200,8 +200,7 @@ class RowReader:
     """
     Reads rows of a table, such as the embeddings of some tokens.
 
-    Rows here and there go through the page cache, all at once: those read lately may still be there. Long runs of
-    neighbouring rows are read past it. Needs no threads, and serves a forked child as well.
+    Needs no threads, and serves a forked child as well.
 
     Args:
         path: File to read.
@@ -220,15 +219,20 @@ class RowReader:
         row_bytes: int,
         out: NDArray[np.uint8] | torch.Tensor,
         crcs: NDArray[np.uint32] | None = None,
+        *,
+        direct: bool = False,
     ) -> int:
         """
         Read rows.
+
+        They go through the page cache, all at once: those read lately may still be there.
 
         Args:
             offsets: int64 `[k]`, ascending, of any alignment.
             row_bytes: Length of a row.
             out: uint8, `k * row_bytes` in all.
             crcs: uint32 `[k]`, CRC-32C of each row, or None to check nothing.
+            direct: Read past the page cache, as a whole table in large parts should be.
 
         Returns the bytes read from the disk, in whole blocks.
 

@@ -14,7 +14,7 @@ class PyRowReader {
 public:
     PyRowReader(const std::string& path, double rate_limit) : reader_(path, rate_limit) {}
 
-    uint64_t read(nb::handle offsets, int64_t row_bytes, nb::handle out, nb::handle crcs) {
+    uint64_t read(nb::handle offsets, int64_t row_bytes, nb::handle out, nb::handle crcs, bool direct) {
         const auto rows = as_array<Offsets>(offsets, "offsets", "an int64 array [k]");
         const auto target = as_array<Bytes>(out, "out", "a writable uint8 array");
         Checksums checksums;
@@ -30,7 +30,8 @@ public:
                                         std::to_string(target.nbytes()) + " bytes");
         const uint32_t* expected = crcs.is_none() ? nullptr : checksums.data();
         nb::gil_scoped_release released;
-        return reader_.read({rows.data(), rows.shape(0), static_cast<size_t>(row_bytes), expected}, target.data());
+        return reader_.read({rows.data(), rows.shape(0), static_cast<size_t>(row_bytes), expected}, target.data(),
+                            direct);
     }
 
 private:
@@ -39,8 +40,7 @@ private:
 
 constexpr const char* ROW_READER_DOC = R"(Reads rows of a table, such as the embeddings of some tokens.
 
-Rows here and there go through the page cache, all at once: those read lately may still be there. Long runs of
-neighbouring rows are read past it. Needs no threads, and serves a forked child as well.
+Needs no threads, and serves a forked child as well.
 
 Args:
     path: File to read.
@@ -53,11 +53,14 @@ Raises:
 
 constexpr const char* READ_DOC = R"(Read rows.
 
+They go through the page cache, all at once: those read lately may still be there.
+
 Args:
     offsets: int64 `[k]`, ascending, of any alignment.
     row_bytes: Length of a row.
     out: uint8, `k * row_bytes` in all.
     crcs: uint32 `[k]`, CRC-32C of each row, or None to check nothing.
+    direct: Read past the page cache, as a whole table in large parts should be.
 
 Returns the bytes read from the disk, in whole blocks.
 
@@ -72,8 +75,10 @@ void bind_row_reader(nb::module_& module) {
     nb::class_<PyRowReader>(module, "RowReader", ROW_READER_DOC)
         .def(nb::init<const std::string&, double>(), "path"_a, nb::kw_only(), "rate_limit"_a = 0.0)
         .def("read", &PyRowReader::read, "offsets"_a, "row_bytes"_a, "out"_a, "crcs"_a = nb::none(),
+             nb::kw_only(), "direct"_a = false,
              nb::sig("def read(self, offsets: NDArray[np.int64], row_bytes: int, "
-                     "out: NDArray[np.uint8] | torch.Tensor, crcs: NDArray[np.uint32] | None = None) -> int"),
+                     "out: NDArray[np.uint8] | torch.Tensor, crcs: NDArray[np.uint32] | None = None, "
+                     "*, direct: bool = False) -> int"),
              READ_DOC);
 }
 

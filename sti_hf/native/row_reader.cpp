@@ -6,14 +6,13 @@
 #include <memory>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "crc32c.h"
 
 namespace sti {
 namespace {
-
-constexpr size_t RUN_BYTES = 128 << 10;  // neighbours of at least so many bytes are a run
 
 struct Free {
     void operator()(void* memory) const { std::free(memory); }
@@ -42,33 +41,37 @@ void check_offsets(const Rows& rows) {
 struct RowReader::Gather {
     const Rows& rows;
     uint8_t* out;
-    std::vector<size_t> requested{};
-    uint64_t requested_to = 0;  // end of the last block that was asked for
+    std::vector<std::pair<size_t, size_t>> requested{};  // first row of a run, and the one after its last
+    uint64_t requested_to = 0;                           // end of the last block that was asked for
     uint64_t bytes = 0;
     RateLimit::Clock::time_point earliest_end{};
 
     uint8_t* target(size_t row) const { return out + row * rows.row_bytes; }
     uint64_t begin(size_t row) const { return rows.offsets[row] / BLOCK * BLOCK; }
     uint64_t end(size_t row) const { return (rows.offsets[row] + rows.row_bytes + BLOCK - 1) / BLOCK * BLOCK; }
+    size_t bytes_of(size_t first, size_t end) const { return (end - first) * rows.row_bytes; }
 
-    [[noreturn]] void cut_short(const std::string& path, uint64_t end, size_t row) const {
-        throw StreamError(path + ": the file is cut short: it ends at offset " + std::to_string(end) +
-                          ", before the end of the row at offset " + std::to_string(rows.offsets[row]));
+    // Throws where the file ends, at `size`, before one of the rows `first` to before `end` does.
+    void check_end(const std::string& path, uint64_t size, size_t first, size_t end) const {
+        for (size_t row = first; row < end; ++row)
+            if (rows.offsets[row] + rows.row_bytes > size)
+                throw StreamError(path + ": the file is cut short: it ends at offset " + std::to_string(size) +
+                                  ", before the end of the row at offset " + std::to_string(rows.offsets[row]));
     }
 };
 
 RowReader::RowReader(const std::string& path, double rate_limit)
     : rate_limit_(rate_limit), cached_(path), direct_(path, true) {}
 
-uint64_t RowReader::read(const Rows& rows, uint8_t* out) {
+uint64_t RowReader::read(const Rows& rows, uint8_t* out, bool direct) {
     check_offsets(rows);
     Gather gather{rows, out};
     for (size_t row = 0; row < rows.count;) {
         const size_t end = end_of_run(rows, row);
-        if ((end - row) * rows.row_bytes >= RUN_BYTES)
-            read_run(gather, row, end);
+        if (direct)
+            read_direct(gather, row, end);
         else
-            for (size_t i = row; i < end; ++i) request(gather, i);
+            request(gather, row, end);
         row = end;
     }
     finish(gather);
@@ -81,40 +84,38 @@ uint64_t RowReader::read(const Rows& rows, uint8_t* out) {
 }
 
 // Reads rows `first` to before `end`, which are neighbours.
-void RowReader::read_run(Gather& gather, size_t first, size_t end) {
+void RowReader::read_direct(Gather& gather, size_t first, size_t end) {
     const uint64_t begin = gather.begin(first);
     const size_t length = gather.end(end - 1) - begin;
     gather.earliest_end = rate_limit_.reserve(length);
     const std::unique_ptr<uint8_t, Free> blocks(static_cast<uint8_t*>(std::aligned_alloc(BLOCK, length)));
     if (!blocks) throw std::bad_alloc();
     const size_t available = direct_.read(blocks.get(), length, begin);
-    for (size_t row = first; row < end; ++row)
-        if (gather.rows.offsets[row] + gather.rows.row_bytes > begin + available)
-            gather.cut_short(direct_.path(), begin + available, row);
+    gather.check_end(direct_.path(), begin + available, first, end);
     std::memcpy(gather.target(first), blocks.get() + (gather.rows.offsets[first] - begin),
-                (end - first) * gather.rows.row_bytes);
+                gather.bytes_of(first, end));
     gather.bytes += length;
 }
 
-// Takes a row from the page cache, or has the system begin to read it.
-void RowReader::request(Gather& gather, size_t row) {
-    const Rows& rows = gather.rows;
-    if (cached_.read_cached(gather.target(row), rows.row_bytes, rows.offsets[row])) return;
-    gather.requested.push_back(row);
-    const uint64_t begin = std::max(gather.begin(row), gather.requested_to), end = gather.end(row);
-    if (begin >= end) return;
-    cached_.prefetch(end - begin, begin);
-    gather.earliest_end = rate_limit_.reserve(end - begin);
-    gather.requested_to = end;
-    gather.bytes += end - begin;
+// Takes neighbours from the page cache, or has the system begin to read them.
+void RowReader::request(Gather& gather, size_t first, size_t end) {
+    const int64_t offset = gather.rows.offsets[first];
+    if (cached_.read_cached(gather.target(first), gather.bytes_of(first, end), offset)) return;
+    gather.requested.emplace_back(first, end);
+    const uint64_t begin = std::max(gather.begin(first), gather.requested_to), stop = gather.end(end - 1);
+    if (begin >= stop) return;
+    cached_.prefetch(stop - begin, begin);
+    gather.earliest_end = rate_limit_.reserve(stop - begin);
+    gather.requested_to = stop;
+    gather.bytes += stop - begin;
 }
 
 // Waits for the rows that were asked for.
 void RowReader::finish(Gather& gather) {
-    const Rows& rows = gather.rows;
-    for (size_t row : gather.requested) {
-        const size_t available = cached_.read(gather.target(row), rows.row_bytes, rows.offsets[row]);
-        if (available < rows.row_bytes) gather.cut_short(cached_.path(), rows.offsets[row] + available, row);
+    for (const auto& [first, end] : gather.requested) {
+        const int64_t offset = gather.rows.offsets[first];
+        const size_t available = cached_.read(gather.target(first), gather.bytes_of(first, end), offset);
+        gather.check_end(cached_.path(), offset + available, first, end);
     }
     std::this_thread::sleep_until(gather.earliest_end);
 }

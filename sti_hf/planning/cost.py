@@ -101,16 +101,18 @@ class DeviceProfile:
         decompress = slice_weights * sum(map(self.decompress_weight_seconds, active))
         return self.gemm_seconds(tokens, len(active)) + decompress
 
-    def embedding_seconds(self, tokens: int, row_bytes: int) -> float:
-        """Seconds to read the embedding rows of `tokens` different tokens, all at once.
+    def embedding_seconds(self, tokens: int, row_bytes: int, position_bytes: int = 0) -> float:
+        """Seconds to read the embedding rows of `tokens` different tokens, all at once, and those of their positions,
+        neighbours of `position_bytes` in all.
 
         Rows are read as whole blocks. A table of rows of `row_bytes` that starts on a block touches
         `(row_bytes + BLOCK - g) / BLOCK` blocks a row on average, g being the greatest common divisor of the two.
         """
+        positions = position_bytes / self.bytes_per_second
         if row_bytes == 0:
-            return 0.0
+            return positions
         touched = row_bytes + BLOCK - math.gcd(row_bytes, BLOCK)
-        return tokens * max(self.row_seconds, touched / self.bytes_per_second)
+        return tokens * max(self.row_seconds, touched / self.bytes_per_second) + positions
 
     def fixed_compute(self, tokens: int) -> float:
         """Seconds of a forward outside the layers, without reading embedding rows."""

@@ -40,6 +40,7 @@ def make_plan(
     importance: ImportanceProfile | None = None,
     submodel_accuracy: Mapping[tuple[int, int], float] | None = None,
     row_bytes: int = 0,
+    position_bytes: int = 0,
     staging_budget: int | None = None,
     extra_seconds: float = 0.0,
     fidelities: Sequence[int] = (),
@@ -61,6 +62,7 @@ def make_plan(
         fidelity: bits of all shards, for a baseline.
         allocator: "marginal" or "two_pass" (the paper's).
         row_bytes: size of an embedding row that is read by token id; 0 where there are none.
+        position_bytes: size of all rows that are read by position.
         staging_budget: bound of the staging buffer in bytes; None: what the plan needs.
         extra_seconds: compute after the layers that the profile does not know, such as a head streamed by rows.
         fidelities: that may be used; none given: all that the store has.
@@ -74,6 +76,7 @@ def make_plan(
         preload_budget=preload_budget,
         seq_len=seq_len,
         row_bytes=row_bytes,
+        position_bytes=position_bytes,
         extra_seconds=extra_seconds,
         fidelities=tuple(fidelities),
         staging_budget=staging_budget,

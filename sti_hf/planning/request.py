@@ -28,6 +28,7 @@ class PlanRequest:
         preload_budget: S, bytes.
         seq_len: tokens of the inference that is planned.
         row_bytes: size of an embedding row that is read by token id; 0 where there are none.
+        position_bytes: size of all rows that are read by position.
         extra_seconds: compute after the layers that the profile does not know, such as a head streamed by rows.
         fidelities: that may be used, none given: all that the store has.
         staging_budget: bound of the staging buffer in bytes; None for what the plan needs.
@@ -41,6 +42,7 @@ class PlanRequest:
     preload_budget: int
     seq_len: int
     row_bytes: int = 0
+    position_bytes: int = 0
     extra_seconds: float = 0.0
     fidelities: tuple[int, ...] = ()
     staging_budget: int | None = None
@@ -53,7 +55,7 @@ class PlanRequest:
             raise ValueError(f"A plan needs {self.grid.layers} layouts, one a layer, not {len(self.layouts)}.")
         if not 0 < self.target_latency < math.inf:
             raise ValueError(f"target_latency must be a positive number of seconds, not {self.target_latency!r}.")
-        for name in ("preload_budget", "row_bytes", "extra_seconds", "staging_budget"):
+        for name in ("preload_budget", "row_bytes", "position_bytes", "extra_seconds", "staging_budget"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}.")
@@ -99,7 +101,7 @@ class PlanRequest:
     @cached_property
     def embedding_seconds(self) -> float:
         """Reading the embedding rows, the first IO of a forward."""
-        return self.profile.embedding_seconds(self.seq_len, self.row_bytes)
+        return self.profile.embedding_seconds(self.seq_len, self.row_bytes, self.position_bytes)
 
     @cached_property
     def fixed_seconds(self) -> float:

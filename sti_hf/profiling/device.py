@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sti_hf import native
+from sti_hf.architectures.base import WORD_EMBEDDINGS
 from sti_hf.config import STIConfig
 from sti_hf.planning import DeviceProfile, ExecutionPlan
 from sti_hf.planning.baselines import preloaded_model
@@ -30,7 +31,7 @@ from sti_hf.runtime.streamer import READING_THREADS
 from sti_hf.runtime.tables import TableReader
 from sti_hf.runtime.timeline import RunTimeline
 from sti_hf.shards.layout import BLOCK, FULL
-from sti_hf.shards.store import TABLES_FILE, WORD_EMBEDDINGS, ShardStore
+from sti_hf.shards.store import TABLES_FILE, ShardStore
 
 LoadModel = Callable[[STISession], PreTrainedModel]
 """Builds the store's model on a session."""

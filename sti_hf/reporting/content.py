@@ -15,7 +15,7 @@ from sti_hf.reporting.results import Results
 from sti_hf.reporting.runs import MeasuredRun
 from sti_hf.reporting.spans import Lanes, measured_lanes, predicted_lanes
 from sti_hf.shards.layout import PLANES
-from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore
+from sti_hf.shards.store import ShardStore
 
 DECIMALS = 4
 
@@ -67,8 +67,8 @@ def _importance(importance: Importance, store: ShardStore, device: DeviceProfile
 def _preloaded_ms(store: ShardStore, device: DeviceProfile, tokens: int, depth: int, width: int) -> float:
     """What a forward of an n x m submodel takes that is in memory at 6 bits, the fidelity its metric is known for."""
     layer = device.layer_compute(tokens, [PLANES] * width, store.grid.slice_weights)
-    words = device.embedding_seconds(tokens, store.index.tables[WORD_EMBEDDINGS].row_bytes)
-    return _ms(depth * layer + words + device.fixed_compute(tokens))
+    rows = device.embedding_seconds(tokens, store.row_bytes, store.position_bytes(tokens))
+    return _ms(depth * layer + rows + device.fixed_compute(tokens))
 
 
 def _plan(plan: ExecutionPlan) -> dict[str, Any]:

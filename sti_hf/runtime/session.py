@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sti_hf.architectures import Architecture, get_architecture
+from sti_hf.architectures.base import WORD_EMBEDDINGS
 from sti_hf.config import STIConfig
 from sti_hf.planning import ExecutionPlan
 from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
@@ -34,7 +35,7 @@ from sti_hf.runtime.scheduler import Scheduler
 from sti_hf.runtime.streamer import ShardStreamer
 from sti_hf.runtime.tables import TableReader
 from sti_hf.runtime.timeline import RunTimeline, run_timeline
-from sti_hf.shards.store import WORD_EMBEDDINGS, ShardStore
+from sti_hf.shards.store import ShardStore
 
 MakePlan = Callable[[STIConfig, int], ExecutionPlan]
 """Plans for a configuration and a number of tokens."""
@@ -75,7 +76,7 @@ class STISession:
         )
         self._model: PreTrainedModel | None = None
         self._scheduler: Scheduler | None = None
-        self._embedding: RowGatheredEmbedding | None = None
+        self._embeddings: list[RowGatheredEmbedding] = []
         self._readers: dict[str, TableReader] = {}
         self._most_buffered = 0
         self.last_run: RunTimeline | None = None
@@ -127,11 +128,12 @@ class STISession:
         architecture: Architecture = get_architecture(model.config)
         base: Any = model.base_model
         self._readers = {name: TableReader(self.store, name, self._rate_limit) for name in self.store.index.tables}
-        self._embedding = base.get_submodule(architecture.word_embeddings)
+        for name, path in _embeddings(self.store, architecture, model).items():
+            embedding = base.get_submodule(path)
+            embedding.reader = self._readers[name]
+            self._embeddings.append(embedding)
         for name, module in model.named_modules():
-            if isinstance(module, RowGatheredEmbedding):
-                module.reader = self._readers[WORD_EMBEDDINGS]
-            elif isinstance(module, StreamedDecoder):
+            if isinstance(module, StreamedDecoder):
                 module.reader = self._readers[_table_of(self.store, name, model.config)]
         model.requires_grad_(False)
         self._model = model
@@ -199,7 +201,7 @@ class STISession:
             begun=begun,
             ended=time.perf_counter(),
             tokens=tokens,
-            embedding=self._embedding.seconds if self._embedding is not None else 0.0,
+            embedding=sum(embedding.seconds for embedding in self._embeddings),
             bytes_read=self._streamer.bytes_read,
             row_bytes_read=self._row_bytes_read() - row_bytes,
             bits=self._scheduler.bits,
@@ -284,16 +286,21 @@ def _table_of(store: ShardStore, decoder: str, config: PreTrainedConfig) -> str:
     raise ValueError(f"The store has no weights for the head {decoder}; shard a checkpoint that has them.")
 
 
-def make_elastic(model: PreTrainedModel, architecture: Architecture) -> None:
-    """Replaces the modules of a stock model, still without weights, by the lazy ones."""
+def _embeddings(store: ShardStore, architecture: Architecture, model: PreTrainedModel) -> dict[str, str]:
+    """Paths of the embeddings that the store has as tables, by the name of the table."""
+    paths = architecture.embeddings(model.config)
+    return {name: path for name, path in paths.items() if name in store.index.tables}
+
+
+def make_elastic(model: PreTrainedModel, architecture: Architecture, store: ShardStore) -> None:
+    """Replaces the modules of a stock model, still without weights, by the lazy ones for what the store has."""
     base: Any = model.base_model
     for layer in base.get_submodule(architecture.layers):
         for matrix in architecture.matrices:
             linear = layer.get_submodule(matrix.module)
             _replace(layer, matrix.module, ElasticLinear(linear, matrix.name, matrix.by_columns))
-    _replace(
-        base, architecture.word_embeddings, RowGatheredEmbedding(base.get_submodule(architecture.word_embeddings))
-    )
+    for path in _embeddings(store, architecture, model).values():
+        _replace(base, path, RowGatheredEmbedding(base.get_submodule(path)))
     names = {name for name, _ in model.named_modules()}
     for path in architecture.lm_decoders:
         if path in names:

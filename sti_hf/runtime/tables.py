@@ -1,4 +1,4 @@
-"""Tables that are read by row and never resident: word embeddings, and heads over the vocabulary."""
+"""Tables that are read by row and never resident: embeddings, and heads over the vocabulary."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ class TableReader:
 
     def read(self, rows: np.ndarray) -> Tensor:
         """The rows (int64 `[k]`, ascending) of the table: `[k, columns]` in its dtype."""
+        return self._read(rows, direct=False)
+
+    def _read(self, rows: np.ndarray, direct: bool) -> Tensor:
         size = self.table.row_bytes
         out = np.empty(len(rows) * size, dtype=np.uint8)
         offsets = self.table.offset + rows * size
-        self.bytes_read += self._file.read(offsets, size, out, self._checksums[rows])
+        self.bytes_read += self._file.read(offsets, size, out, self._checksums[rows], direct=direct)
         return torch.from_numpy(out).view(self.dtype).view(len(rows), self.table.columns)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
@@ -45,9 +48,9 @@ class TableReader:
         starts = range(0, self.table.rows, step)
         with ThreadPoolExecutor(1) as reader:
             ranges = [np.arange(start, min(start + step, self.table.rows)) for start in starts]
-            coming = reader.submit(self.read, ranges[0])
+            coming = reader.submit(self._read, ranges[0], direct=True)
             for start, following in zip(starts, [*ranges[1:], None], strict=True):
                 block = coming.result()
                 if following is not None:
-                    coming = reader.submit(self.read, following)
+                    coming = reader.submit(self._read, following, direct=True)
                 yield start, block

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sti_hf import native
 from sti_hf.architectures import Architecture, get_architecture
-from sti_hf.architectures.base import base_prefix
+from sti_hf.architectures.base import WORD_EMBEDDINGS, base_prefix
 from sti_hf.architectures.grid import Grid
 from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.layout import KINDS, PLANES, LayerLayout
@@ -27,7 +27,6 @@ from sti_hf.shards.store import (
     INDEX_FILE,
     RESIDENT_FILE,
     TABLES_FILE,
-    WORD_EMBEDDINGS,
     ShardStore,
     StoreIndex,
     Table,
@@ -177,16 +176,16 @@ def _resident(
 def _write_tables(
     model: PreTrainedModel, architecture: Architecture, folder: Path
 ) -> tuple[dict[str, Table], set[str]]:
-    """Writes the word embeddings and any untied decoder; returns the tables and the keys they take the place of."""
-    embeddings = _weight(model.base_model, architecture.word_embeddings)
-    weights = {WORD_EMBEDDINGS: embeddings}
-    decoders: dict[str, list[str]] = {WORD_EMBEDDINGS: []}
-    keys = {f"{base_prefix(model)}{architecture.word_embeddings}.weight"}
+    """Writes the embeddings and any untied decoder; returns the tables and the keys they take the place of."""
+    paths = architecture.embeddings(model.config)
+    weights = {name: _weight(model.base_model, path) for name, path in paths.items()}
+    decoders: dict[str, list[str]] = {name: [] for name in paths}
+    keys = {f"{base_prefix(model)}{path}.weight" for path in paths.values()}
     modules = {name for name, _ in model.named_modules()}
     for path in modules.intersection(architecture.lm_decoders):
         keys.add(f"{path}.weight")
         weight = _weight(model, path)
-        name = WORD_EMBEDDINGS if weight.data_ptr() == embeddings.data_ptr() else path
+        name = WORD_EMBEDDINGS if weight.data_ptr() == weights[WORD_EMBEDDINGS].data_ptr() else path
         weights.setdefault(name, weight)
         decoders.setdefault(name, []).append(path)
     tables = {}

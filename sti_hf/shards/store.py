@@ -3,9 +3,10 @@
 A store is a folder that is also a valid Hub repository:
 
 - `config.json`: the model's, with `quantization_config: {"quant_method": "sti", ...}`; tokenizer files beside it;
-- `resident.safetensors`: what stays in memory (norms, biases, position embeddings, pooler, task head), under the
-  names of the Transformers model, biases of sliced matrices in slice order;
-- `embeddings.safetensors`: tables that are read by row, each with a CRC-32C for every row;
+- `resident.safetensors`: what stays in memory (norms, biases, pooler, task head), under the names of the
+  Transformers model, biases of sliced matrices in slice order;
+- `embeddings.safetensors`: tables that are read by row (word and position embeddings, heads over the vocabulary),
+  each with a CRC-32C for every row;
 - `shards-*.safetensors`: one uint8 tensor for every layer, laid out as `layout.LayerLayout` says;
 - `sti.json`: the index (`StoreIndex`), with a CRC-32C of every piece and one of itself.
 """
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from sti_hf import native
+from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.architectures.depth import DEPTH_RULE
 from sti_hf.architectures.grid import Grid
 from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, HEADER_PIECE, KINDS, LayerLayout
@@ -30,7 +32,6 @@ FORMAT_VERSION = 1
 INDEX_FILE = "sti.json"
 RESIDENT_FILE = "resident.safetensors"
 TABLES_FILE = "embeddings.safetensors"
-WORD_EMBEDDINGS = "word_embeddings"
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -193,6 +194,16 @@ class ShardStore:
         """Bytes of all shards at fidelity `bits`, headers included."""
         kinds = [FULL_PIECE] if bits == FULL else list(range(HEADER_PIECE, bits + 1))
         return int(sum(layout.piece_bytes[kinds].sum() for layout in self.layouts))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of the word embeddings."""
+        return self.index.tables[WORD_EMBEDDINGS].row_bytes
+
+    def position_bytes(self, tokens: int) -> int:
+        """Bytes of the position embeddings of that many tokens, as far as they are read by row."""
+        table = self.index.tables.get(POSITION_EMBEDDINGS)
+        return min(tokens, table.rows) * table.row_bytes if table else 0
 
     def verify(self, progress: Callable[[int], None] = lambda read: None) -> list[Damage]:
         """Reads the whole store and returns what is damaged. `progress` is called with the bytes read so far."""

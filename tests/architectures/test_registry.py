@@ -13,7 +13,8 @@ from transformers import GPT2Config
 
 import sti_hf.architectures
 from sti_hf.architectures import UnsupportedArchitectureError, get_architecture, supported_model_types
-from tests.models import FFN, HEADS, HIDDEN, LAYERS, TASK_HEADS, tiny_config, tiny_model
+from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
+from tests.models import FFN, HEADS, HIDDEN, LAYERS, POSITIONS, TASK_HEADS, tiny_config, tiny_model
 
 HEAD_CLASSES = [
     pytest.param(model_class, id=model_class.__name__)
@@ -33,7 +34,10 @@ def test_names_are_those_of_the_stock_model(model_class: Any) -> None:
     model = tiny_model(model_class)
     architecture = get_architecture(model.config)
     base = model.base_model
-    assert base.get_submodule(architecture.word_embeddings) is model.get_input_embeddings()
+    paths = architecture.embeddings(model.config)
+    assert base.get_submodule(paths[WORD_EMBEDDINGS]) is model.get_input_embeddings()
+    positions = base.get_submodule(paths[POSITION_EMBEDDINGS])
+    assert isinstance(positions, nn.Embedding) and positions.num_embeddings == POSITIONS
 
     layers = base.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList) and len(layers) == LAYERS

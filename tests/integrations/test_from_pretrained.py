@@ -19,6 +19,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DistilBertForSequenceClassification,
     PreTrainedModel,
     RobertaForMaskedLM,
 )
@@ -79,6 +80,12 @@ def test_a_head_with_its_own_weights(model_class: Any, tmp_path: Path) -> None:
     assert not torch.equal(embeddings.weight, decoder.weight)
     stock.save_pretrained(tmp_path)
     check_like_stock(model_class.from_pretrained(tmp_path, sti_config=STOCK), stock)
+
+
+def test_position_embeddings_that_transformers_computes(tmp_path: Path) -> None:
+    tiny_model(DistilBertForSequenceClassification, sinusoidal_pos_embds=True).save_pretrained(tmp_path)
+    stock = DistilBertForSequenceClassification.from_pretrained(tmp_path)
+    check_like_stock(DistilBertForSequenceClassification.from_pretrained(tmp_path, sti_config=STOCK), stock)
 
 
 def test_importing_teaches_from_pretrained_once() -> None:

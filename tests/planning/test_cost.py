@@ -57,6 +57,12 @@ def test_embedding_rows_cost_the_row_or_the_bytes() -> None:
     assert make_profile(row_seconds=1.0).embedding_seconds(7, 0) == 0.0
 
 
+def test_positions_are_one_read_of_their_bytes() -> None:
+    profile = make_profile(row_seconds=1.0)
+    assert profile.embedding_seconds(7, 512, position_bytes=400_000) == pytest.approx(7.0 + 400_000 / 200e6)
+    assert profile.embedding_seconds(7, 0, position_bytes=400_000) == pytest.approx(400_000 / 200e6)
+
+
 def test_json_round_trip() -> None:
     profile = make_profile(request_seconds=0.1 + 0.2)
     assert DeviceProfile.from_json(profile.to_json()) == profile

@@ -109,6 +109,7 @@ def test_requests_that_make_no_sense() -> None:
         ({"preload_budget": -1}, "preload_budget"),
         ({"seq_len": 0}, "seq_len"),
         ({"row_bytes": -4}, "row_bytes"),
+        ({"position_bytes": -4}, "position_bytes"),
         ({"extra_seconds": float("inf")}, "extra_seconds"),
         ({"staging_budget": -1}, "staging_budget"),
         ({"fidelities": (7,)}, "7 bits"),

@@ -18,7 +18,7 @@ from sti_hf.shards.partition import split_layer
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.sharding import write_store
 from sti_hf.shards.store import INDEX_FILE, RESIDENT_FILE, TABLES_FILE, ShardStore, StoreError
-from tests.models import TASK_HEADS, tiny_model
+from tests.models import HIDDEN, POSITIONS, TASK_HEADS, tiny_model
 
 
 def write(folder: Path, quantizer: str = "lloyd", model_type: str = "bert", head: int = 0, **options) -> ShardStore:
@@ -98,8 +98,18 @@ def test_files_are_valid_safetensors(store: ShardStore) -> None:
             assert len(list(file.keys())) > 0
     with safe_open(store.path / TABLES_FILE, "pt") as file:
         model = tiny_model(TASK_HEADS["bert"][0])
-        embeddings = model.base_model.embeddings.word_embeddings.weight
-        assert torch.equal(file.get_tensor("word_embeddings.weight"), embeddings)
+        for name in ("word_embeddings", "position_embeddings"):
+            embeddings = model.base_model.embeddings.get_submodule(name).weight
+            assert torch.equal(file.get_tensor(f"{name}.weight"), embeddings)
+    with safe_open(store.path / RESIDENT_FILE, "pt") as file:
+        names = list(file.keys())
+    assert names and not [name for name in names if "word_embeddings" in name or "position_embeddings" in name]
+
+
+def test_bytes_that_a_text_reads_of_the_embeddings(store: ShardStore) -> None:
+    assert store.row_bytes == 4 * HIDDEN
+    assert store.position_bytes(11) == 11 * 4 * HIDDEN
+    assert store.position_bytes(1000) == POSITIONS * 4 * HIDDEN
 
 
 def test_config_names_the_method_and_the_resident_file(store: ShardStore) -> None:
