@@ -18,7 +18,7 @@ from eval.throttle_credit import spend_credit
 
 LIVE_APP, PROCESS = "live-app", "process"
 STARTS = (LIVE_APP, PROCESS)
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 60
 """For one competitor under the memory limit: one that pages its weights in and out answers much later, if at all."""
 KILLED, NO_ANSWER = "killed", f"no answer in {PATIENCE_SECONDS} s"
 
