@@ -39,6 +39,10 @@ class Competitor(ABC):
     def load(self, folder: Path) -> None:
         """Loads the model as an app does. Timed."""
 
+    def load_tiny(self, folder: Path, real: Path) -> None:
+        """Loads the tiny model that a live app has run; it computes as the one in folder `real` does. Not timed."""
+        self.load(folder)
+
     @abstractmethod
     def forward(self, inputs: Inputs) -> np.ndarray:
         """Logits float32 `[1, labels]`. Timed."""

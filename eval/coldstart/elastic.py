@@ -48,13 +48,23 @@ class Elastic(Competitor):
         return [folder, Path(os.environ["STI_HOME"])]
 
     def load(self, folder: Path) -> None:
+        self._load(folder, self.sti_config)
+
+    def load_tiny(self, folder: Path, real: Path) -> None:
+        """In the dtype that is fastest for the real model: for the tiny one another may be."""
+        from sti_hf import ShardStore
+        from sti_hf.integrations.session import device_profile
+
+        self._load(
+            folder, {**self.sti_config, "compute_dtype": device_profile(ShardStore.open(real / "store")).compute_dtype}
+        )
+
+    def _load(self, folder: Path, sti_config: dict[str, Any]) -> None:
         from transformers import AutoModelForSequenceClassification
 
         import sti_hf  # noqa: F401 - teaches from_pretrained `sti_config`
 
-        self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder / "store", sti_config=self.sti_config
-        )
+        self.model: Any = AutoModelForSequenceClassification.from_pretrained(folder / "store", sti_config=sti_config)
 
     def forward(self, inputs: Inputs) -> np.ndarray:
         import torch

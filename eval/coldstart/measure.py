@@ -39,7 +39,7 @@ def random_inputs(tokens: int, vocabulary: int, seed: int) -> Inputs:
 
 def become_live(job: Job, competitor: Competitor) -> None:
     """Runs the tiny model, and takes the real one's files out of the page cache."""
-    competitor.load(job.folder(competitor, TINY))
+    competitor.load_tiny(job.folder(competitor, TINY), job.folder(competitor, REAL))
     competitor.forward(random_inputs(job.tokens, TINY_VOCABULARY, seed=0))
     competitor.close()
     files = competitor.files(job.folder(competitor, REAL))

@@ -44,8 +44,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as tiny:
         save_tiny(arguments.checkpoint, Path(tiny))
         write_files(competitor.prepare_tiny, Path(tiny), job.folder(competitor, TINY))
-    for which in (TINY, REAL):
-        competitor.tune(job.folder(competitor, which))
+    competitor.tune(job.folder(competitor, REAL))
+    competitor.load_tiny(job.folder(competitor, TINY), job.folder(competitor, REAL))
+    competitor.close()
 
 
 if __name__ == "__main__":

@@ -28,5 +28,6 @@ class DistilBert(Architecture):
 
     def embeddings(self, config: PreTrainedConfig) -> dict[str, str]:
         """Without sinusoidal position embeddings: Transformers computes these anew, in place, wherever it loads."""
-        embeddings = super().embeddings(config)
-        return {WORD_EMBEDDINGS: self.word_embeddings} if config.sinusoidal_pos_embds else embeddings
+        if config.sinusoidal_pos_embds:
+            return {WORD_EMBEDDINGS: self.word_embeddings}
+        return super().embeddings(config)
