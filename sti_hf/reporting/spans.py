@@ -85,7 +85,8 @@ def _lanes(disk: list[Span], processor: list[Span], end: float) -> Lanes:
     """Without empty spans, and with the processor's time between them, which is the rest of the forward."""
     filled, clock = [], 0.0
     for span in [*processor, Span(REST, OUTSIDE, end, end)]:
-        filled += [Span(REST, OUTSIDE, clock, span.start), span]
+        start = max(clock, span.start)  # rounded, it may begin a moment before the last one ends
+        filled += [Span(REST, OUTSIDE, clock, start), span._replace(start=start)]
         clock = max(clock, span.end)
     return Lanes(_not_empty(disk), _not_empty(filled), end)
 
