@@ -55,9 +55,8 @@ class Elastic(Competitor):
         from sti_hf import ShardStore
         from sti_hf.integrations.session import device_profile
 
-        self._load(
-            folder, {**self.sti_config, "compute_dtype": device_profile(ShardStore.open(real / "store")).compute_dtype}
-        )
+        profile = device_profile(ShardStore.open(real / "store"))
+        self._load(folder, {**self.sti_config, "compute_dtype": profile.compute_dtype})
 
     def _load(self, folder: Path, sti_config: dict[str, Any]) -> None:
         from transformers import AutoModelForSequenceClassification

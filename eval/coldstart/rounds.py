@@ -19,8 +19,8 @@ from eval.throttle_credit import spend_credit
 LIVE_APP, PROCESS = "live-app", "process"
 STARTS = (LIVE_APP, PROCESS)
 PATIENCE_SECONDS = 60
-"""For one competitor under the memory limit: one that pages its weights in and out answers much later, if at all."""
-KILLED, NO_ANSWER = "killed", f"no answer in {PATIENCE_SECONDS} s"
+"""For one competitor under the memory limit: one that pages its weights in and out takes much longer, if it ends."""
+KILLED, UNFINISHED = "killed", f"not done in {PATIENCE_SECONDS} s"
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Rounds:
 
     def under_limit(self, job: Job, extra: int) -> dict[str, Any] | str:
         """A live app's cold start and one more of each kind of forward, with `extra` bytes of memory more than it had
-        before; `KILLED` or `NO_ANSWER` where it does not get that far."""
+        before; `KILLED` or `UNFINISHED` where it does not get that far."""
         with control_group("memory") as group:
             arguments = ["--vocabulary", str(self.vocabulary), "--later-forwards", "1", "--memory-group", str(group)]
             command = job.command("measure", *arguments, "--memory-extra", str(extra))
             try:
                 finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
-                return NO_ANSWER
+                return UNFINISHED
         return json.loads(finished.stdout.splitlines()[-1]) if finished.returncode == 0 else KILLED
 
 

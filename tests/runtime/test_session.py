@@ -269,12 +269,17 @@ def test_a_store_cut_short_while_open_is_an_error(store: ShardStore, tmp_path: P
     model.sti.close()
 
 
-def test_inputs_embeds_need_no_rows(store: ShardStore) -> None:
-    model = running(store, plan_of(store, np.full((store.grid.layers, store.grid.slices), 32)))
+def test_inputs_embeds_need_no_rows_of_words(store: ShardStore, tmp_path: Path) -> None:
+    table, word = store.index.tables["word_embeddings"], int(INPUTS["input_ids"][0, 0])
+    broken = damaged(store, tmp_path, TABLES_FILE, table.offset + word * table.row_bytes)
+    model = running(broken, plan_of(broken, np.full((store.grid.layers, store.grid.slices), 32)))
+    with pytest.raises(StreamError, match="checksum"):
+        model(**INPUTS)
     embeddings = STOCK.get_input_embeddings()(INPUTS["input_ids"])
     mask = INPUTS["attention_mask"]
     with torch.no_grad():
         expected = logits_of(STOCK(inputs_embeds=embeddings, attention_mask=mask))
+    model(inputs_embeds=embeddings, attention_mask=mask)  # reads the rows of positions, which are then cached
     assert torch.allclose(logits_of(model(inputs_embeds=embeddings, attention_mask=mask)), expected, atol=1e-5)
     assert model.sti.last_run.row_bytes_read == 0
     model.sti.close()
