@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sti_hf.errors import ConfigurationError
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, check_quantizer
 
@@ -62,7 +63,7 @@ class STIConfig(QuantizationConfigMixin):
         quant_method: str = "sti",
     ) -> None:
         if quant_method != "sti":
-            raise ValueError(f"This is the configuration of quant_method 'sti', not {quant_method!r}.")
+            raise ConfigurationError(f"This is the configuration of quant_method 'sti', not {quant_method!r}.")
         self.quant_method: Any = quant_method
         self.target_latency = parse_seconds(target_latency)
         self.preload_budget = parse_bytes(preload_budget, "preload_budget")
@@ -71,7 +72,7 @@ class STIConfig(QuantizationConfigMixin):
         self.allocator = _one_of("allocator", allocator, ALLOCATORS)
         self.importance = importance
         if importance is not None and not isinstance(importance, str):
-            raise ValueError(f"importance must be the name of an importance profile, not {importance!r}.")
+            raise ConfigurationError(f"importance must be the name of an importance profile, not {importance!r}.")
         self.compute_dtype = _one_of("compute_dtype", compute_dtype, COMPUTE_DTYPES)
         self.seq_len = seq_len
         self.staging_budget = None if staging_budget is None else parse_bytes(staging_budget, "staging_budget")
@@ -80,7 +81,7 @@ class STIConfig(QuantizationConfigMixin):
         check_quantizer(quantizer)
         self.quantizer = quantizer
         if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
-            raise ValueError(f"seq_len must be a number of tokens of at least 1, not {seq_len!r}.")
+            raise ConfigurationError(f"seq_len must be a number of tokens of at least 1, not {seq_len!r}.")
 
     @classmethod
     def coerce(cls, value: STIConfig | dict[str, Any]) -> STIConfig:
@@ -88,11 +89,11 @@ class STIConfig(QuantizationConfigMixin):
         if isinstance(value, cls):
             return value
         if not isinstance(value, dict):
-            raise TypeError(f"sti_config must be an STIConfig or a dictionary of its fields, not {value!r}.")
+            raise ConfigurationError(f"sti_config must be an STIConfig or a dictionary of its fields, not {value!r}.")
         fields = list(inspect.signature(cls).parameters)
         unknown = [name for name in value if name not in fields]
         if unknown:
-            raise ValueError(f"STIConfig has no field {unknown[0]!r}; its fields are {', '.join(fields)}.")
+            raise ConfigurationError(f"STIConfig has no field {unknown[0]!r}; its fields are {', '.join(fields)}.")
         return cls(**value)
 
     def replaced(self, **changes: Any) -> STIConfig:
@@ -104,7 +105,7 @@ def parse_seconds(value: float | str) -> float:
     """Seconds from a number or a text such as "200ms"; raises `ValueError` unless it is positive and finite."""
     seconds = _with_unit(value, _SECONDS)
     if seconds is None or not 0 < seconds < math.inf:
-        raise ValueError(
+        raise ConfigurationError(
             f"target_latency must be a positive number of seconds or a text such as '200ms', not {value!r}."
         )
     return seconds
@@ -114,7 +115,7 @@ def parse_bytes(value: int | str, name: str) -> int:
     """Bytes from a number or a text such as "1MB" (10**6) or "1MiB" (2**20)."""
     size = _with_unit(value, _BYTES)
     if size is None or not 0 <= size < math.inf:
-        raise ValueError(f"{name} must be a number of bytes or a text such as '1MB', not {value!r}.")
+        raise ConfigurationError(f"{name} must be a number of bytes or a text such as '1MB', not {value!r}.")
     return int(size)
 
 
@@ -131,26 +132,26 @@ def _with_unit(value: float | str, units: dict[str, Any]) -> float | None:
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
     return value
 
 
 def _fidelity_for(strategy: str, fidelity: int | None) -> int | None:
     if strategy == "sti":
         if fidelity is not None:
-            raise ValueError(
+            raise ConfigurationError(
                 "fidelity is for the baseline strategies; strategy 'sti' plans the fidelity of each shard."
             )
         return None
     if fidelity not in FIDELITIES:
         choices = ", ".join(map(str, FIDELITIES))
-        raise ValueError(f"strategy {strategy!r} needs fidelity= one of {choices}, not {fidelity!r}.")
+        raise ConfigurationError(f"strategy {strategy!r} needs fidelity= one of {choices}, not {fidelity!r}.")
     return fidelity
 
 
 def _refine_for(strategy: str, refine: bool) -> bool:
     if not isinstance(refine, bool):
-        raise ValueError(f"refine must be True or False, not {refine!r}.")
+        raise ConfigurationError(f"refine must be True or False, not {refine!r}.")
     if refine and strategy != "sti":
-        raise ValueError("refine is for strategy 'sti'; the baseline strategies run what they plan.")
+        raise ConfigurationError("refine is for strategy 'sti'; the baseline strategies run what they plan.")
     return refine

@@ -45,7 +45,7 @@ class Submodels:
         model: a classifier of a supported family. Not with gradient checkpointing, which runs layers again in the
             backward pass, when another submodel is set.
 
-    Raises `UnsupportedArchitectureError` for a model of another family.
+    Raises `UnsupportedModelError` for a model of another family.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sti_hf.architectures.base import Architecture, Matrix, UnsupportedArchitectureError
+from sti_hf.architectures.base import Architecture, Matrix, UnsupportedModelError
 from sti_hf.architectures.bert import Bert
 from sti_hf.architectures.distilbert import DistilBert
 from sti_hf.architectures.electra import Electra
@@ -19,7 +19,7 @@ __all__ = [
     "Architecture",
     "Grid",
     "Matrix",
-    "UnsupportedArchitectureError",
+    "UnsupportedModelError",
     "get_architecture",
     "supported_model_types",
 ]
@@ -39,12 +39,12 @@ def get_architecture(config: PreTrainedConfig) -> Architecture:
     """Architecture of the family that `config.model_type` names, after its `check` of the configuration.
 
     Raises:
-        UnsupportedArchitectureError: the family is not supported (the message lists those that are), or the
+        UnsupportedModelError: the family is not supported (the message lists those that are), or the
             configuration asks of the family what is not supported.
     """
     model_type = getattr(config, "model_type", None)
     if model_type not in _BY_MODEL_TYPE:
-        raise UnsupportedArchitectureError(
+        raise UnsupportedModelError(
             f"Models of type {model_type!r} are not supported; supported are {', '.join(supported_model_types())}."
         )
     architecture = _BY_MODEL_TYPE[model_type]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sti_hf.architectures.grid import Grid
+from sti_hf.errors import UnsupportedModelError
 
 if TYPE_CHECKING:  # planning imports this package for Grid and must not import torch with it
     from torch import nn
@@ -22,10 +23,6 @@ WORD_EMBEDDINGS, POSITION_EMBEDDINGS = "word_embeddings", "position_embeddings"
 CUT_BY_COLUMNS = ("o", "down")
 """Names of the matrices that read heads or FFN neurons: a slice is columns of them, and is stored transposed. Of the
 others, which write heads or neurons, it is rows."""
-
-
-class UnsupportedArchitectureError(ValueError):
-    """The model is not of a supported family, or uses a part of its family that is not supported."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,9 @@ class Architecture:
     """Name of the configuration's field for the number of FFN neurons of a layer."""
 
     def check(self, config: PreTrainedConfig) -> None:
-        """Raise `UnsupportedArchitectureError` where `config` asks for what the runtime cannot do."""
+        """Raise `UnsupportedModelError` where `config` asks for what the runtime cannot do."""
         if getattr(config, "add_cross_attention", False):
-            raise UnsupportedArchitectureError(
+            raise UnsupportedModelError(
                 f"This {config.model_type} model has cross-attention (config.add_cross_attention), "
                 "which is not supported; use one without it."
             )
@@ -99,12 +96,12 @@ class Architecture:
         heads, hidden, ffn = config.num_attention_heads, config.hidden_size, getattr(config, self.ffn_size)
         for name, size in (("hidden_size", hidden), (self.ffn_size, ffn)):
             if size % heads:
-                raise ValueError(
+                raise UnsupportedModelError(
                     f"{name} {size} cannot be cut into {heads} equal slices: it must be a multiple of "
                     "the number of attention heads."
                 )
         if hidden % 8:
-            raise ValueError(f"hidden_size {hidden} is not supported: it must be a multiple of 8.")
+            raise UnsupportedModelError(f"hidden_size {hidden} is not supported: it must be a multiple of 8.")
         sizes = (hidden if matrix.name in HEAD_MATRICES else ffn for matrix in self.matrices)
         rows = tuple((matrix.name, size // heads) for matrix, size in zip(self.matrices, sizes, strict=True))
         return Grid(layers=config.num_hidden_layers, slices=heads, row_length=hidden, rows=rows)

@@ -7,6 +7,7 @@ from typing import Any
 
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_json, sti_config
 from sti_hf.drawing import draw_run, terminal
+from sti_hf.errors import InputError
 from sti_hf.profiling.examples import longest_input
 from sti_hf.shards.store import ShardStore
 
@@ -61,9 +62,9 @@ def _answer(pipe: Any, text: str) -> dict[str, Any]:
     longest = longest_input(pipe.model)
     tokens = len(pipe.tokenizer(text)["input_ids"])
     if tokens > longest:
-        raise ValueError(f"A text has {tokens} tokens, and this model takes {longest}; shorten it.")
+        raise InputError(f"A text has {tokens} tokens, and this model takes {longest}; shorten it.")
     if pipe.task == "fill-mask" and pipe.tokenizer.mask_token not in text:
-        raise ValueError(f"This model fills in words: write {pipe.tokenizer.mask_token} where one is missing.")
+        raise InputError(f"This model fills in words: write {pipe.tokenizer.mask_token} where one is missing.")
     output = pipe(text)
     if pipe.task == "feature-extraction":
         output = [sum(column) / len(column) for column in zip(*output[0])]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from sti_hf.errors import SourceError
 from sti_hf.profiling.examples import batches_by_length, chosen_rows, load_split
 
 if TYPE_CHECKING:
@@ -49,22 +50,22 @@ class CalibrationText:
     def read(self) -> Texts:
         """The texts. Raises `ValueError` with one sentence where there are none, or columns that are not text."""
         if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, not {self.samples!r}.")
+            raise SourceError(f"samples must be at least 1, not {self.samples!r}.")
         in_file = Path(self.source).is_file()
         return self._of_file() if in_file else self._of_dataset()
 
     def _of_file(self) -> Texts:
         if self.columns or self.config:
-            raise ValueError(f"{self.source} is a text file: it has no columns and no configuration to choose.")
+            raise SourceError(f"{self.source} is a text file: it has no columns and no configuration to choose.")
         try:
             lines = Path(self.source).read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.source} is not a text file in UTF-8; give one, a text a line.") from error
+            raise SourceError(f"{self.source} is not a text file in UTF-8; give one, a text a line.") from error
         texts = [tuple(line.split("\t")) for line in lines if line.strip()]
         if not texts:
-            raise ValueError(f"{self.source} has no text; give a file with a text a line.")
+            raise SourceError(f"{self.source} has no text; give a file with a text a line.")
         if len({len(parts) for parts in texts}) > 1 or len(texts[0]) > 2:
-            raise ValueError(f"{self.source} must have one text on every line, or two parted by a tab.")
+            raise SourceError(f"{self.source} must have one text on every line, or two parted by a tab.")
         return [texts[row] for row in self._chosen(len(texts))]
 
     def _of_dataset(self) -> Texts:
@@ -72,16 +73,16 @@ class CalibrationText:
         columns = list(self.columns) or _text_columns(data, self.source)
         missing = [column for column in columns if column not in data.column_names]
         if missing or len(columns) > 2:
-            raise ValueError(
+            raise SourceError(
                 f"Calibration takes one text column of {self.source}, or two for pairs, of {data.column_names}, "
                 f"not {columns}."
             )
         if len(data) == 0:
-            raise ValueError(f"Split {self.split} of {self.source} is empty; choose another.")
+            raise SourceError(f"Split {self.split} of {self.source} is empty; choose another.")
         chosen = data.select(self._chosen(len(data)))
         texts: Texts = list(zip(*(chosen[column] for column in columns)))
         if not all(isinstance(part, str) for text in texts for part in text):
-            raise ValueError(f"Columns {columns} of {self.source} are not text; choose others with columns=.")
+            raise SourceError(f"Columns {columns} of {self.source} are not text; choose others with columns=.")
         return texts
 
     def _chosen(self, count: int) -> np.ndarray:
@@ -91,7 +92,7 @@ class CalibrationText:
 def _text_columns(data: Any, source: str | Path) -> list[str]:
     columns = [name for name, feature in data.features.items() if getattr(feature, "dtype", None) == "string"]
     if len(columns) not in (1, 2):
-        raise ValueError(f"Say which columns of {source} to calibrate on: it has {data.column_names}.")
+        raise SourceError(f"Say which columns of {source} to calibrate on: it has {data.column_names}.")
     return columns
 
 

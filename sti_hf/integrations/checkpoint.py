@@ -17,6 +17,7 @@ from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrained
 from transformers.utils import cached_file, logging
 
 from sti_hf.architectures import get_architecture
+from sti_hf.errors import SourceError, SourceNotFoundError
 from sti_hf.integrations.calibration_text import CalibrationText, Texts, calibration_batches
 from sti_hf.shards.quantizers import CALIBRATED, DEFAULT_QUANTIZER, get_quantizer
 from sti_hf.shards.sharding import write_store
@@ -69,10 +70,10 @@ def shard_checkpoint(
     """
     _check_source(source)
     if is_store(source):
-        raise ValueError(f"{source} is a store already; shard the checkpoint that it was made from.")
+        raise SourceError(f"{source} is a store already; shard the checkpoint that it was made from.")
     name = quantizer or (DEFAULT_QUANTIZER if calibration is None else CALIBRATED)
     if calibration is not None and name != CALIBRATED:
-        raise ValueError(f"The quantizer {name!r} takes no calibration text; leave out one of the two.")
+        raise SourceError(f"The quantizer {name!r} takes no calibration text; leave out one of the two.")
     chosen = get_quantizer(name) if calibration is None else None
     texts = calibration.read() if calibration is not None else []
     config = AutoConfig.from_pretrained(source, **hub)
@@ -83,7 +84,7 @@ def shard_checkpoint(
             source, config=config, dtype="auto", output_loading_info=True, **hub
         )
     except SafetensorError as error:
-        raise ValueError(f"The weights of {source} are damaged or incomplete ({error}); fetch them again.") from error
+        raise SourceError(f"The weights of {source} are damaged or incomplete ({error}); fetch them again.") from error
     if chosen is None:
         chosen = _calibrated(model, texts, source, **hub)
     with logging.tqdm(total=grid.layers, desc=f"Sharding {source}", unit="layer") as bar:
@@ -122,7 +123,7 @@ def _calibrated(model: Any, texts: Texts, source: str | Path, **hub: Any) -> Cal
 
 def _check_source(source: str | Path) -> None:
     if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
-        raise FileNotFoundError(
+        raise SourceNotFoundError(
             f"There is no folder {source}, and it is not the id of a repository on the Hub either."
         )
 

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from sti_hf.architectures import get_architecture
 from sti_hf.architectures.layer_runner import LayerRunner
+from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.checkpoint import cache_home
 from sti_hf.integrations.full_model import full_model
 from sti_hf.integrations.tokenizer import load_tokenizer
@@ -151,15 +152,15 @@ def _check(store: ShardStore, task: Task, method: str, name: str, base_bits: int
     """Raises `ValueError` for what is known to be wrong before anything is loaded."""
     profile_path(store, name)
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
+        raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
     if base_bits is not None:
         check_base(base_bits)
     if task.metric is not None:
         task.check_head(AutoConfig.from_pretrained(store.path))
     elif method == "exhaustive":
-        raise ValueError(f"Method 'exhaustive' needs a metric, and task {task.name} has none; take 'effects'.")
+        raise ConfigurationError(f"Method 'exhaustive' needs a metric, and task {task.name} has none; take 'effects'.")
     if store.index.full_dtype is None:
-        raise ValueError(
+        raise ConfigurationError(
             f"The store {store.path} has no full weights, which profiling compares with; shard the model again, "
             "without --no-full."
         )
@@ -244,6 +245,8 @@ def reorder_by_importance(
     """
     name = name or store_defaults(store.path).get("importance")
     if name is None:
-        raise ValueError(f"The store {store.path} has no default importance profile; name one, or profile it first.")
+        raise ConfigurationError(
+            f"The store {store.path} has no default importance profile; name one, or profile it first."
+        )
     architecture = get_architecture(AutoConfig.from_pretrained(store.path))
     return reorder_store(store, architecture, best_first(store, name).tolist(), progress)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from sti_hf.architectures import get_architecture
 from sti_hf.config import STIConfig
+from sti_hf.errors import StoreError
 from sti_hf.runtime.session import STISession, make_elastic
 
 logger = logging.get_logger(__name__)
@@ -45,7 +46,7 @@ class STIHfQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         session = _session.get()
         if session is None:
-            raise ValueError(
+            raise StoreError(
                 "This model is a store of sti_hf: import sti_hf, and give from_pretrained its folder, or its Hub id "
                 "with sti_config=."
             )

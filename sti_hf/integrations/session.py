@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from sti_hf import native
 from sti_hf.config import STIConfig
+from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.checkpoint import cache_home, stock_class
 from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.quantizer import loading
@@ -186,7 +187,7 @@ def rate_limit() -> float:
     try:
         return float(rate)
     except ValueError:
-        raise ValueError(f"STI_READ_RATE must be a number of bytes a second, not {rate!r}.") from None
+        raise ConfigurationError(f"STI_READ_RATE must be a number of bytes a second, not {rate!r}.") from None
 
 
 def _processor() -> str:

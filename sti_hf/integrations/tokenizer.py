@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sti_hf.errors import SourceError
 from sti_hf.integrations.checkpoint import TOKENIZER_FILES
 from sti_hf.shards.store import ShardStore
 
@@ -11,6 +12,6 @@ from sti_hf.shards.store import ShardStore
 def load_tokenizer(store: ShardStore) -> PreTrainedTokenizerBase:
     """The store's tokenizer. Raises `ValueError` where it has none."""
     if not any((store.path / name).exists() for name in TOKENIZER_FILES):
-        raise ValueError(f"{store.path} has no tokenizer; put the checkpoint's tokenizer files into it.")
+        raise SourceError(f"{store.path} has no tokenizer; put the checkpoint's tokenizer files into it.")
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(store.path)
     return tokenizer

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sti_hf.errors import PlanError
 from sti_hf.planning.plan import ExecutionPlan
 from sti_hf.planning.predict import predict
 from sti_hf.planning.request import PlanRequest
@@ -25,7 +26,7 @@ def baseline_plan(request: PlanRequest, strategy: str, bits: int) -> ExecutionPl
     fidelity that the store lacks, or an unknown strategy.
     """
     if strategy not in BASELINES:
-        raise ValueError(f"A baseline is one of {', '.join(BASELINES)}, not {strategy!r}.")
+        raise PlanError(f"A baseline is one of {', '.join(BASELINES)}, not {strategy!r}.")
     submodel = Submodel(replace(request, fidelities=(bits,)), request.grid.layers, request.grid.slices)
     uniform = submodel.uniform(bits)
     needed = submodel.needed(uniform)

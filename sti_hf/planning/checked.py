@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sti_hf.errors import ProfileError
 from sti_hf.shards.layout import FIDELITIES
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ class CheckedPlans:
         object.__setattr__(self, "bits", np.asarray(self.bits, dtype=np.uint8))
         object.__setattr__(self, "distortion", np.asarray(self.distortion, dtype=np.float64))
         if self.bits.ndim != 3 or self.distortion.shape != self.bits.shape[:1]:
-            raise ValueError(
+            raise ProfileError(
                 f"Checked plans must be bits [plans, layers, slices] with a distortion each, not "
                 f"{list(self.bits.shape)} with {list(self.distortion.shape)}."
             )
         if not np.isin(self.bits, FIDELITIES).all():
-            raise ValueError(f"Checked plans run every shard, with bits of {', '.join(map(str, FIDELITIES))}.")
+            raise ProfileError(f"Checked plans run every shard, with bits of {', '.join(map(str, FIDELITIES))}.")
         if not (np.isfinite(self.distortion) & (self.distortion >= 0)).all():
-            raise ValueError("Distortions of checked plans must be finite and not negative.")
+            raise ProfileError("Distortions of checked plans must be finite and not negative.")
 
     def best(self, submodel: Submodel) -> np.ndarray | None:
         """Bits `[N, M]` of the best checked plan that keeps T; None where none does, or `submodel` is no full grid."""

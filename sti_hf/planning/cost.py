@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sti_hf.errors import ProfileError
 from sti_hf.shards.layout import BLOCK, FIDELITIES
 
 VERSION = 2
@@ -51,18 +52,18 @@ class DeviceProfile:
         for name in ("request_seconds", "bytes_per_second", "row_seconds", "delay_per_byte"):
             object.__setattr__(self, name, _measured(name, getattr(self, name)))
         if self.bytes_per_second == 0:
-            raise ValueError("bytes_per_second of a device profile must be positive.")
+            raise ProfileError("bytes_per_second of a device profile must be positive.")
         for name in ("tokens", "widths"):
             object.__setattr__(self, name, _ascending(name, getattr(self, name)))
         rows = tuple(_measured_row("layer_seconds", row, len(self.widths)) for row in self.layer_seconds)
         if len(rows) != len(self.tokens):
-            raise ValueError(f"layer_seconds must have {len(self.tokens)} rows, one a token count, not {len(rows)}.")
+            raise ProfileError(f"layer_seconds must have {len(self.tokens)} rows, one a token count, not {len(rows)}.")
         object.__setattr__(self, "layer_seconds", rows)
         fixed = _measured_row("fixed_seconds", self.fixed_seconds, len(self.tokens))
         object.__setattr__(self, "fixed_seconds", fixed)
         unknown = set(self.decompress_seconds) - set(FIDELITIES)
         if unknown:
-            raise ValueError(f"decompress_seconds has a fidelity of {min(unknown)} bits; there are {FIDELITIES}.")
+            raise ProfileError(f"decompress_seconds has a fidelity of {min(unknown)} bits; there are {FIDELITIES}.")
         seconds = {bits: _measured("decompress_seconds", value) for bits, value in self.decompress_seconds.items()}
         object.__setattr__(self, "decompress_seconds", seconds)
 
@@ -91,7 +92,7 @@ class DeviceProfile:
         try:
             return self.decompress_seconds[bits]
         except KeyError:
-            raise ValueError(
+            raise ProfileError(
                 f"The device profile has no decompression time at {bits} bits; profile the device again."
             ) from None
 
@@ -129,11 +130,11 @@ class DeviceProfile:
             content = json.loads(text)
             version = content.pop("version")
             if version != VERSION:
-                raise ValueError(f"it has version {version}, this release reads {VERSION}")
+                raise ProfileError(f"it has version {version}, this release reads {VERSION}")
             content["decompress_seconds"] = {int(bits): value for bits, value in content["decompress_seconds"].items()}
             return cls(**content)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"This is not a device profile that can be used: {error}. Profile again.") from error
+            raise ProfileError(f"This is not a device profile that can be used: {error}. Profile again.") from error
 
 
 def _interpolate(x: int, grid: Sequence[int], values: np.ndarray) -> np.ndarray:
@@ -155,19 +156,21 @@ def _measured(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 <= number < math.inf:
-        raise ValueError(f"{name} of a device profile must be a finite number of at least 0, not {value!r}.")
+        raise ProfileError(f"{name} of a device profile must be a finite number of at least 0, not {value!r}.")
     return number
 
 
 def _measured_row(name: str, values: Sequence[float], length: int) -> tuple[float, ...]:
     row = tuple(_measured(name, value) for value in values)
     if len(row) != length:
-        raise ValueError(f"{name} of a device profile must have {length} entries, not {len(row)}.")
+        raise ProfileError(f"{name} of a device profile must have {length} entries, not {len(row)}.")
     return row
 
 
 def _ascending(name: str, values: Sequence[int]) -> tuple[int, ...]:
     numbers = tuple(int(value) for value in values)
     if not numbers or numbers[0] < 1 or any(a >= b for a, b in pairwise(numbers)):
-        raise ValueError(f"{name} of a device profile must be ascending whole numbers from 1 up, not {list(values)}.")
+        raise ProfileError(
+            f"{name} of a device profile must be ascending whole numbers from 1 up, not {list(values)}."
+        )
     return numbers

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sti_hf.errors import ProfileError
 from sti_hf.planning.checked import CheckedPlans
 from sti_hf.planning.importance import Distortion, ImportanceProfile, Unit
 from sti_hf.shards.layout import FULL, PLANES
@@ -41,16 +42,16 @@ class EffectsImportance(ImportanceProfile):
     def __init__(self, effects: np.ndarray, checked: CheckedPlans | None = None, share: float = SHARE) -> None:
         effects = np.asarray(effects, dtype=np.float32)
         if effects.ndim != 4 or effects.shape[2] != len(LEVELS) or 0 in effects.shape:
-            raise ValueError(
+            raise ProfileError(
                 f"effects must have shape [layers, slices, {len(LEVELS)}, outputs], one entry for each of the "
                 f"fidelities {LEVELS}, not {list(effects.shape)}."
             )
         if not np.isfinite(effects).all():
-            raise ValueError("effects must be finite.")
+            raise ProfileError("effects must be finite.")
         if not share >= 0:
-            raise ValueError(f"share must not be negative, and is {share!r}.")
+            raise ProfileError(f"share must not be negative, and is {share!r}.")
         if checked is not None and checked.bits.shape[1:] != effects.shape[:2]:
-            raise ValueError(f"The checked plans are of another grid than the effects, {list(effects.shape[:2])}.")
+            raise ProfileError(f"The checked plans are of another grid than the effects, {list(effects.shape[:2])}.")
         self.effects = effects
         self.checked = checked
         self.share = float(share)

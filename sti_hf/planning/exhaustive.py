@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from sti_hf.errors import ProfileError
 from sti_hf.planning.importance import AdditiveImportance
 from sti_hf.shards.layout import FIDELITIES, PLANES
 
@@ -46,11 +47,11 @@ class ExhaustiveImportance(AdditiveImportance):
         self.losses = np.asarray(losses, dtype=np.float64)
         self.base_bits, self.base_score, self.base_loss = int(base_bits), float(base_score), float(base_loss)
         if self.scores.ndim != 2 or self.scores.shape != self.losses.shape:
-            raise ValueError("scores and losses must have one shape, [layers, slices].")
+            raise ProfileError("scores and losses must have one shape, [layers, slices].")
         if not (np.isfinite(self.scores).all() and np.isfinite(self.losses).all()):
-            raise ValueError("scores and losses must be finite.")
+            raise ProfileError("scores and losses must be finite.")
         if self.base_bits not in FIDELITIES or self.base_bits >= PLANES:
-            raise ValueError(f"The base fidelity must be 2 to {PLANES - 1} bits, not {base_bits!r}.")
+            raise ProfileError(f"The base fidelity must be 2 to {PLANES - 1} bits, not {base_bits!r}.")
         errors = 4.0 ** -np.minimum(FIDELITIES, PLANES).astype(np.float64) - 4.0**-PLANES
         super().__init__(self.worth()[..., None] * (errors / (4.0**-self.base_bits - 4.0**-PLANES)))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sti_hf.architectures.grid import Grid
+from sti_hf.errors import ProfileError
 from sti_hf.planning.checked import CheckedPlans
 from sti_hf.shards.layout import FIDELITIES, PLANES
 
@@ -79,12 +80,12 @@ class AdditiveImportance(ImportanceProfile):
     def __init__(self, distortions: np.ndarray, fidelities: Sequence[int] = FIDELITIES) -> None:
         table = np.asarray(distortions, dtype=np.float64)
         if table.ndim != 3 or table.shape[2] != len(fidelities) or list(fidelities) != sorted(set(fidelities)):
-            raise ValueError(
+            raise ProfileError(
                 f"distortions must have shape [layers, slices, {len(fidelities)}], one entry for each of the "
                 f"ascending fidelities {tuple(fidelities)}, not {list(table.shape)}."
             )
         if not (np.isfinite(table) & (table >= 0)).all():
-            raise ValueError("distortions must be finite and not negative.")
+            raise ProfileError("distortions must be finite and not negative.")
         self.table = table
         self.fidelities = tuple(fidelities)
         self._columns = {bits: column for column, bits in enumerate(fidelities)}

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sti_hf import native
+from sti_hf.errors import ProfileError
 from sti_hf.planning.importance import ImportanceProfile
 from sti_hf.shards.layout import FULL_PIECE
 from sti_hf.shards.store import ShardStore
@@ -128,7 +129,7 @@ def submodel_accuracy(store: ShardStore, facts: Mapping[str, Any]) -> dict[tuple
 def profile_path(store: ShardStore, name: str) -> Path:
     """The file of the profile called `name`; raises `ValueError` for a name that cannot be one."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name == DEFAULT_ORDER:
-        raise ValueError(
+        raise ProfileError(
             f"{name!r} cannot be an importance profile's name; use letters, digits, '.', '_' and '-', "
             f"and not {DEFAULT_ORDER!r}."
         )
@@ -149,19 +150,21 @@ def _read(store: ShardStore, name: str) -> tuple[Any, dict[str, Any]]:
     if not path.is_file():
         names = profile_names(store)
         there_are = f"it has {', '.join(names)}" if names else "it has none; make one with `sti profile-importance`"
-        raise ValueError(f"The store {store.path} has no importance profile {name!r}; {there_are}.")
+        raise ProfileError(f"The store {store.path} has no importance profile {name!r}; {there_are}.")
     try:
         with safe_open(path, "numpy") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dictionary
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"The importance profile {path} is damaged ({error}); profile again.") from error
+        raise ProfileError(f"The importance profile {path} is damaged ({error}); profile again.") from error
     if metadata.get("format_version") != FORMAT_VERSION or metadata.get("method") not in METHODS:
-        raise ValueError(f"The importance profile {path} is of another version of sti_hf; upgrade, or profile again.")
+        raise ProfileError(
+            f"The importance profile {path} is of another version of sti_hf; upgrade, or profile again."
+        )
     if metadata.get("store") != store_identity(store):
-        raise ValueError(f"The importance profile {path} was measured on another store; profile this one.")
+        raise ProfileError(f"The importance profile {path} was measured on another store; profile this one.")
     if metadata.get("checksum") != _checksum(arrays):
-        raise ValueError(f"The importance profile {path} is damaged (its checksum does not match); profile again.")
+        raise ProfileError(f"The importance profile {path} is damaged (its checksum does not match); profile again.")
     module, _, class_name = METHODS[metadata["method"]].partition(":")
     profile_class = getattr(importlib.import_module(module), class_name)
     profile = profile_class.from_arrays(arrays).reordered(np.array(store.index.slice_order))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sti_hf.errors import PlanError
 from sti_hf.planning.summary import summarize
 from sti_hf.planning.timeline import Timeline
 from sti_hf.shards.layout import FIDELITIES, KINDS, kinds_of
@@ -104,11 +105,11 @@ class ExecutionPlan:
         try:
             content = json.loads(text)
             if content["version"] != VERSION:
-                raise ValueError(f"it has version {content['version']}, this release reads {VERSION}")
+                raise PlanError(f"it has version {content['version']}, this release reads {VERSION}")
             values = {field.name: content[field.name] for field in fields(cls)}
             bits = np.array(values["bits"], dtype=np.int64)
             if bits.ndim != 2 or not np.isin(bits, (0, *FIDELITIES)).all():
-                raise ValueError("its bits are not fidelities of a grid")
+                raise PlanError("its bits are not fidelities of a grid")
             pieces = np.zeros((bits.shape[0], KINDS, bits.shape[1]), dtype=bool)
             pieces[tuple(np.array(values["preloaded_pieces"], dtype=np.int64).reshape(-1, 3).T)] = True
             times = values["timeline"]
@@ -116,7 +117,7 @@ class ExecutionPlan:
             values["timeline"] = Timeline(**arrays, end=times["end"])
             values |= {"layers": tuple(values["layers"]), "fidelities": tuple(values["fidelities"])}
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            raise ValueError(f"This is not a plan that can be used: {error}.") from error
+            raise PlanError(f"This is not a plan that can be used: {error}.") from error
         return cls(**(values | {"bits": bits, "preloaded_pieces": pieces}))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sti_hf.errors import PlanError
 from sti_hf.planning.baselines import BASELINES, baseline_plan
 from sti_hf.planning.cost import DeviceProfile
 from sti_hf.planning.importance import ImportanceProfile, default_importance
@@ -82,11 +83,11 @@ def make_plan(
         staging_budget=staging_budget,
     )
     if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}.")
+        raise PlanError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}.")
     if allocator not in ALLOCATORS:
-        raise ValueError(f"allocator must be one of {', '.join(ALLOCATORS)}, not {allocator!r}.")
+        raise PlanError(f"allocator must be one of {', '.join(ALLOCATORS)}, not {allocator!r}.")
     if (fidelity is None) != (strategy == "sti"):
-        raise ValueError("Give a fidelity for a baseline strategy, and none for strategy 'sti', which plans them.")
+        raise PlanError("Give a fidelity for a baseline strategy, and none for strategy 'sti', which plans them.")
     if fidelity is not None:
         return baseline_plan(request, strategy, fidelity)
     importance = importance or default_importance(request.grid)

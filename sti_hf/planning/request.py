@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from sti_hf.architectures.grid import Grid
+from sti_hf.errors import PlanError
 from sti_hf.planning.cost import DeviceProfile
 from sti_hf.planning.reads import PieceTable
 from sti_hf.shards.layout import FIDELITIES, FULL, LayerLayout
@@ -50,17 +51,17 @@ class PlanRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layouts", tuple(self.layouts))
         if not self.layouts or any(layout.grid != self.layouts[0].grid for layout in self.layouts):
-            raise ValueError("A plan needs the layouts of all layers of one store.")
+            raise PlanError("A plan needs the layouts of all layers of one store.")
         if len(self.layouts) != self.grid.layers:
-            raise ValueError(f"A plan needs {self.grid.layers} layouts, one a layer, not {len(self.layouts)}.")
+            raise PlanError(f"A plan needs {self.grid.layers} layouts, one a layer, not {len(self.layouts)}.")
         if not 0 < self.target_latency < math.inf:
-            raise ValueError(f"target_latency must be a positive number of seconds, not {self.target_latency!r}.")
+            raise PlanError(f"target_latency must be a positive number of seconds, not {self.target_latency!r}.")
         for name in ("preload_budget", "row_bytes", "position_bytes", "extra_seconds", "staging_budget"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}.")
+                raise PlanError(f"{name} must be a finite number of at least 0, not {value!r}.")
         if self.seq_len < 1:
-            raise ValueError(f"seq_len must be a number of tokens of at least 1, not {self.seq_len!r}.")
+            raise PlanError(f"seq_len must be a number of tokens of at least 1, not {self.seq_len!r}.")
         object.__setattr__(self, "fidelities", self._checked_fidelities())
 
     def _checked_fidelities(self) -> tuple[int, ...]:
@@ -73,9 +74,9 @@ class PlanRequest:
     def check_fidelity(self, bits: int) -> None:
         """Raises `ValueError` where the store has no such fidelity, or the profile has not measured it."""
         if bits not in FIDELITIES:
-            raise ValueError(f"There is no fidelity of {bits!r} bits; choose from {', '.join(map(str, FIDELITIES))}.")
+            raise PlanError(f"There is no fidelity of {bits!r} bits; choose from {', '.join(map(str, FIDELITIES))}.")
         if bits == FULL and not self.has_full:
-            raise ValueError("This store was written without full weights (32 bits); shard the model again with them.")
+            raise PlanError("This store was written without full weights (32 bits); shard the model again with them.")
         self.profile.decompress_weight_seconds(bits)
 
     @property

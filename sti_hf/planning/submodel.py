@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from sti_hf.architectures.depth import kept_layers
+from sti_hf.errors import PlanError
 from sti_hf.planning.request import ROUNDING, PlanRequest
 
 
@@ -113,7 +114,7 @@ def choose_submodel(
 def _by_accuracy(request: PlanRequest, accuracy: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
     for (depth, width), value in accuracy.items():
         if not (1 <= depth <= request.grid.layers and 1 <= width <= request.grid.slices and math.isfinite(value)):
-            raise ValueError(f"Accuracy {value!r} of a {depth} x {width} submodel does not fit this store.")
+            raise PlanError(f"Accuracy {value!r} of a {depth} x {width} submodel does not fit this store.")
     best_first = sorted(((value, n * m, n, m) for (n, m), value in accuracy.items()), reverse=True)
     return [(depth, width) for _, _, depth, width in best_first]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sti_hf.architectures.base import Matrix
+from sti_hf.errors import SourceError
 from sti_hf.planning.effects import LEVELS, EffectsImportance
 from sti_hf.profiling.checked_plans import check_plans, plans_to_check
 from sti_hf.profiling.outputs import Batch, check_texts, directions
@@ -58,7 +59,7 @@ def measure_effects(
     full weights.
     """
     if base_bits not in LEVELS:
-        raise ValueError(f"base_bits must be one of {', '.join(map(str, LEVELS))}, not {base_bits!r}.")
+        raise SourceError(f"base_bits must be one of {', '.join(map(str, LEVELS))}, not {base_bits!r}.")
     measured, held_out = _halves(batches)
     weights = PlanWeights(model, store)
     base = np.full((store.grid.layers, store.grid.slices), base_bits)
@@ -77,7 +78,7 @@ def _halves(batches: Sequence[Batch]) -> list[list[Batch]]:
         half: list[Batch] = [{name: values[first::2] for name, values in batch.items()} for batch in batches]
         halves.append([batch for batch in half if len(next(iter(batch.values())))])
         if not halves[-1]:
-            raise ValueError("Effects need at least 2 calibration texts.")
+            raise SourceError("Effects need at least 2 calibration texts.")
     return halves
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from sti_hf.errors import SourceError
 from sti_hf.profiling.tasks import Task
 
 if TYPE_CHECKING:
@@ -85,21 +86,21 @@ def load_examples(
     no examples, or none with labels.
     """
     if part not in PARTS:
-        raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}.")
+        raise SourceError(f"part must be one of {', '.join(PARTS)}, not {part!r}.")
     if samples is not None and samples < 1:
-        raise ValueError(f"samples must be at least 1, not {samples!r}.")
+        raise SourceError(f"samples must be at least 1, not {samples!r}.")
     source, split = dataset or task.dataset, split or task.split
     data = load_split(source, task.dataset_config, split)
     needed = (*task.columns, task.label) if labelled else task.columns
     missing = [column for column in needed if column not in data.column_names]
     if missing:
-        raise ValueError(
+        raise SourceError(
             f"Split {split} of {source} has no column {missing[0]!r}, which task {task.name} needs; its columns are "
             f"{', '.join(data.column_names)}."
         )
     rows = chosen_rows(len(data), part, samples, seed)
     if len(rows) == 0:
-        raise ValueError(f"Split {split} of {source} has no examples in part {part!r}; choose another.")
+        raise SourceError(f"Split {split} of {source} has no examples in part {part!r}; choose another.")
     chosen = data.select(rows)
     texts = tuple(zip(*(chosen[column] for column in task.columns)))
     names = tuple(getattr(data.features.get(task.label), "names", None) or ())
@@ -186,7 +187,7 @@ def load_split(source: str, config: str | None, split: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(MISSING_EXTRA.format("datasets")) from error
+        raise SourceError(MISSING_EXTRA.format("datasets")) from error
     shown = not datasets.are_progress_bars_disabled()
     if not logging.is_progress_bar_enabled():
         datasets.disable_progress_bars()
@@ -195,7 +196,7 @@ def load_split(source: str, config: str | None, split: str) -> Any:
             config = None  # a folder with one task's files
         return datasets.load_dataset(source, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"The dataset {source} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise SourceError(f"The dataset {source} cannot be loaded: {' '.join(str(error).split())}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -211,13 +212,15 @@ def chosen_rows(count: int, part: str, samples: int | None, seed: int) -> np.nda
 
 def _labels(task: Task, data: Any, what: str) -> np.ndarray:
     if task.label not in data.column_names:
-        raise ValueError(f"{what} has no column {task.label!r}.")
+        raise SourceError(f"{what} has no column {task.label!r}.")
     try:
         labels: np.ndarray = np.array(data[task.label][:], dtype=np.float32 if task.is_regression else np.int64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} has labels that are no {'numbers' if task.is_regression else 'classes'}.") from error
+        raise SourceError(
+            f"{what} has labels that are no {'numbers' if task.is_regression else 'classes'}."
+        ) from error
     if not task.is_regression and (labels < 0).any():
-        raise ValueError(f"{what} has no labels (they are -1, as in GLUE's test sets); choose a split that has them.")
+        raise SourceError(f"{what} has no labels (they are -1, as in GLUE's test sets); choose a split that has them.")
     if not task.is_regression and (labels >= task.num_labels).any():
-        raise ValueError(f"{what} has the label {labels.max()}, and task {task.name} has {task.num_labels} labels.")
+        raise SourceError(f"{what} has the label {labels.max()}, and task {task.name} has {task.num_labels} labels.")
     return labels

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sti_hf.architectures.layer_runner import HiddenStates, LayerRunner
+from sti_hf.errors import SourceError
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.metrics import Score
 from sti_hf.profiling.plan_weights import PlanWeights
@@ -41,14 +42,14 @@ def choose_base(runner: LayerRunner, weights: PlanWeights, evaluation: Evaluatio
     chance = evaluation.chance
     name = f"{evaluation.task.leading} on {evaluation.task.name}"
     if full <= chance:
-        raise ValueError(
+        raise SourceError(
             f"The model's {name} is {full:.3f}, which is no better than chance ({chance:.3f}); take a model that was "
             "fine-tuned for the task, or a base fidelity of your own."
         )
     for bits in range(2, PLANES):
         if uniform_score(runner, weights, evaluation, bits).value >= chance + MOVES * (full - chance):
             return bits
-    raise ValueError(f"The model's {name} is at chance at every fidelity below {PLANES} bits; shard it another way.")
+    raise SourceError(f"The model's {name} is at chance at every fidelity below {PLANES} bits; shard it another way.")
 
 
 def raised_scores(

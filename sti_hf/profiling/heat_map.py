@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sti_hf.errors import ConfigurationError
 from sti_hf.profiling.examples import MISSING_EXTRA
 from sti_hf.shards.whole import write_whole
 
@@ -19,7 +20,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ValueError(MISSING_EXTRA.format("matplotlib")) from error
+        raise ConfigurationError(MISSING_EXTRA.format("matplotlib")) from error
 
 
 def save_heat_map(path: Path, worth: np.ndarray, title: str, unit: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from transformers.utils import logging
 
 from sti_hf.architectures.layer_runner import LayerRunner
+from sti_hf.errors import ConfigurationError
 from sti_hf.planning.exhaustive import ExhaustiveImportance
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.exhaustive import choose_base, raised_scores, uniform_score
@@ -96,7 +97,7 @@ def measure_submodels(
 def check_base(bits: int) -> None:
     """Raises `ValueError` unless that is a fidelity that shards can be raised from."""
     if not 2 <= bits < PLANES:
-        raise ValueError(f"The base fidelity must be 2 to {PLANES - 1} bits, not {bits!r}.")
+        raise ConfigurationError(f"The base fidelity must be 2 to {PLANES - 1} bits, not {bits!r}.")
 
 
 def _progress(work: SharedWork, total: int, what: str) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import sti_hf
+from sti_hf.errors import ConfigurationError
 from sti_hf.profiling.examples import MISSING_EXTRA
 from sti_hf.profiling.tasks import Metric, Task
 
@@ -39,11 +40,11 @@ def load_metric(task: Task, path: str | Path | None = None) -> Metric:
     if callable(task.metric) and path is None:
         return _with_keys(task, task.metric)
     if task.metric is None and path is None:
-        raise ValueError(f"Task {task.name} has no metric; give it one, or choose what needs no labels.")
+        raise ConfigurationError(f"Task {task.name} has no metric; give it one, or choose what needs no labels.")
     try:
         import evaluate
     except ImportError as error:
-        raise ValueError(MISSING_EXTRA.format("evaluate")) from error
+        raise ConfigurationError(MISSING_EXTRA.format("evaluate")) from error
     sources = [str(path)] if path is not None else [str(task.metric), *_in_checkout(str(task.metric))]
     errors: list[str] = []
     for source in sources:
@@ -53,7 +54,7 @@ def load_metric(task: Task, path: str | Path | None = None) -> Metric:
             errors.append(" ".join(str(error).split()))
         else:
             return _with_keys(task, partial(_computed, loaded))
-    raise ValueError(
+    raise ConfigurationError(
         f"The metric {sources[0]!r} of task {task.name} cannot be loaded ({errors[0]}); connect to the Hub, or name "
         "the folder of an evaluate metric (a checkout of sti_hf has GLUE's in eval/metrics/glue)."
     )
@@ -105,7 +106,9 @@ def _with_keys(task: Task, metric: Metric) -> Metric:
         values = metric(predictions, references)
         missing = [key for key in task.keys if key not in values]
         if missing:
-            raise ValueError(f"The metric of task {task.name} has no {missing[0]!r}; it has {', '.join(values)}.")
+            raise ConfigurationError(
+                f"The metric of task {task.name} has no {missing[0]!r}; it has {', '.join(values)}."
+            )
         return {key: float(values[key]) for key in task.keys}
 
     return compute

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sti_hf.errors import UnsupportedModelError
+
 Batch = Mapping[str, Tensor]
 """Padded inputs of a model for some texts, without labels: `input_ids`, `attention_mask` and so on."""
 
@@ -22,9 +24,9 @@ PROJECTIONS = 2
 def check_texts(batches: Sequence[Batch]) -> None:
     """Raises `ValueError` where there are no texts, or a batch has labels."""
     if any("labels" in batch for batch in batches):
-        raise ValueError("Calibration batches must not have labels; remove them from the inputs.")
+        raise UnsupportedModelError("Calibration batches must not have labels; remove them from the inputs.")
     if not any(len(next(iter(batch.values()))) for batch in batches):
-        raise ValueError("There are no calibration texts; give at least one batch.")
+        raise UnsupportedModelError("There are no calibration texts; give at least one batch.")
 
 
 def directions(output: Any, batch: Batch, first_text: int) -> Tensor:

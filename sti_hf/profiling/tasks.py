@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sti_hf.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -49,11 +51,11 @@ class Task:
 
     def __post_init__(self) -> None:
         if len(self.columns) not in (1, 2):
-            raise ValueError(f"A task has one text column or two, not {list(self.columns)}.")
+            raise ConfigurationError(f"A task has one text column or two, not {list(self.columns)}.")
         if not self.keys:
-            raise ValueError(f"Task {self.name} needs the key of a metric.")
+            raise ConfigurationError(f"Task {self.name} needs the key of a metric.")
         if self.num_labels < 1:
-            raise ValueError(f"num_labels must be at least 1, not {self.num_labels!r}.")
+            raise ConfigurationError(f"num_labels must be at least 1, not {self.num_labels!r}.")
 
     @property
     def leading(self) -> str:
@@ -69,10 +71,12 @@ class Task:
         """Raises `ValueError` where the head of the model with this configuration does not fit the task."""
         architecture = (config.architectures or ["model"])[0]
         if not architecture.endswith("ForSequenceClassification"):
-            raise ValueError(f"Task {self.name} needs a model for sequence classification, not a {architecture}.")
+            raise ConfigurationError(
+                f"Task {self.name} needs a model for sequence classification, not a {architecture}."
+            )
         if config.num_labels != self.num_labels:
             wanted = "1 output (a regression)" if self.is_regression else f"{self.num_labels} labels"
-            raise ValueError(
+            raise ConfigurationError(
                 f"Task {self.name} has {wanted}, and the head of this {architecture} has {config.num_labels}; "
                 "take a model that was fine-tuned for the task."
             )
@@ -108,5 +112,7 @@ GLUE_TASKS: dict[str, Task] = {
 def get_task(name: str) -> Task:
     """The GLUE task called `name`; raises `ValueError` with the names there are."""
     if name not in GLUE_TASKS:
-        raise ValueError(f"There is no task {name!r}; choose one of {', '.join(GLUE_TASKS)}, or make your own Task.")
+        raise ConfigurationError(
+            f"There is no task {name!r}; choose one of {', '.join(GLUE_TASKS)}, or make your own Task."
+        )
     return GLUE_TASKS[name]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers.utils import logging
 
 from sti_hf.config import STIConfig
+from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.session import device_profile, importance_name, plan_store
 from sti_hf.planning import DeviceProfile, ExecutionPlan
 from sti_hf.planning.importance_file import read_profile
@@ -41,7 +42,9 @@ def gather(store: ShardStore, config: STIConfig, results: Sequence[Results] = ()
     sentence, before anything is measured, where its strategy is not "sti", or an importance profile cannot be read.
     """
     if config.strategy != "sti":
-        raise ValueError(f"A report shows plans of strategy 'sti', and this store's default is {config.strategy!r}.")
+        raise ConfigurationError(
+            f"A report shows plans of strategy 'sti', and this store's default is {config.strategy!r}."
+        )
     importance = read_importance(store)
     name = importance_name(store, config)
     if name is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from sti_hf.config import STIConfig
+from sti_hf.errors import ConfigurationError
 from sti_hf.reporting.content import content
 from sti_hf.reporting.gather import Report, gather
 from sti_hf.reporting.results import read_results
@@ -57,13 +58,15 @@ def _plotly_script() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ValueError('A report needs plotly, which is not installed: pip install "sti-hf[report]".') from error
+        raise ConfigurationError(
+            'A report needs plotly, which is not installed: pip install "sti-hf[report]".'
+        ) from error
     script: str = get_plotlyjs()
     return script
 
 
 def _check_output(output: Path) -> None:
     if output.is_dir():
-        raise ValueError(f"{output} is a folder; name the file to write, such as {output / 'report.html'}.")
+        raise ConfigurationError(f"{output} is a folder; name the file to write, such as {output / 'report.html'}.")
     if not output.parent.is_dir():
-        raise ValueError(f"There is no folder {output.parent} to write {output.name} into; make it first.")
+        raise ConfigurationError(f"There is no folder {output.parent} to write {output.name} into; make it first.")

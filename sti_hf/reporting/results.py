@@ -8,6 +8,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from sti_hf.errors import SourceError
+
 
 @dataclass(frozen=True)
 class Point:
@@ -43,10 +45,10 @@ def read_results(path: Path) -> Results:
             lines[line].append(point)
         metric = str(content["facts"]["metric"])
         if not all(math.isfinite(point.metric) for points in lines.values() for point in points) or not lines:
-            raise ValueError("it has no rows, or a metric that is no number")
+            raise SourceError("it has no rows, or a metric that is no number")
     except OSError as error:
-        raise ValueError(f"The results {path} cannot be read: {error.strerror}.") from error
+        raise SourceError(f"The results {path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has no results of eval/run_glue.py: {error!r}; give the .json it wrote.") from error
+        raise SourceError(f"{path} has no results of eval/run_glue.py: {error!r}; give the .json it wrote.") from error
     ordered = {name: sorted(points, key=lambda point: point.latency) for name, points in lines.items()}
     return Results(path.stem, metric, ordered)

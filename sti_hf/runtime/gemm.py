@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sti_hf.errors import ConfigurationError
+
 Gemm = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`gemm(x, weight, bias)`: `x @ weight.T + bias`, as `F.linear`."""
 
@@ -33,9 +35,9 @@ class ComputePath:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"compute_dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
+            raise ConfigurationError(f"compute_dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
         if self.gemm not in GEMMS:
-            raise ValueError(f"This machine has no GEMM {self.gemm!r}; it has {', '.join(GEMMS)}.")
+            raise ConfigurationError(f"This machine has no GEMM {self.gemm!r}; it has {', '.join(GEMMS)}.")
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sti_hf.architectures import Architecture, get_architecture
 from sti_hf.architectures.base import WORD_EMBEDDINGS
 from sti_hf.config import STIConfig
+from sti_hf.errors import InfeasibleLatencyError
 from sti_hf.planning import ExecutionPlan
 from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
 from sti_hf.runtime.buffers import Buffers
@@ -41,10 +42,6 @@ MakePlan = Callable[[STIConfig, int], ExecutionPlan]
 """Plans for a configuration and a number of tokens."""
 
 SMALLEST_BUCKET = 16
-
-
-class InfeasibleLatencyError(ValueError):
-    """No plan meets the target latency, and the configuration is strict."""
 
 
 def bucket_of(tokens: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sti_hf.architectures import Architecture, Grid, Matrix
 from sti_hf.architectures.base import CUT_BY_COLUMNS
+from sti_hf.errors import UnsupportedModelError
 
 
 def split_layer(
@@ -35,7 +36,9 @@ def split_layer(
     """
     _check_order(slice_order, grid.slices)
     if len(slice_order) != grid.slices:
-        raise ValueError(f"slice_order has {len(slice_order)} of {grid.slices} slices: it must have all of them.")
+        raise UnsupportedModelError(
+            f"slice_order has {len(slice_order)} of {grid.slices} slices: it must have all of them."
+        )
     dtype = _check_weights(weights, matrices, grid)
     slices = torch.empty(grid.slices, grid.slice_rows, grid.row_length, dtype=dtype)
     for matrix in matrices:
@@ -67,7 +70,7 @@ def join_layer(
         ValueError: the slices are not of this grid, or `slice_order` names one that is not there or one twice.
     """
     if slices.ndim != 3 or slices.shape[1:] != (grid.slice_rows, grid.row_length):
-        raise ValueError(
+        raise UnsupportedModelError(
             f"Slices of shape {list(slices.shape)} are not of this grid: "
             f"it must be [m, {grid.slice_rows}, {grid.row_length}]."
         )
@@ -110,7 +113,7 @@ def permute_bias(bias: Tensor, grid: Grid, matrix: str, slice_order: Sequence[in
     by_columns, rows = matrix in CUT_BY_COLUMNS, grid.matrix_rows[matrix]
     size = grid.row_length if by_columns else grid.slices * rows
     if bias.shape != (size,):
-        raise ValueError(f"Bias {matrix!r} has shape {list(bias.shape)}: the configuration says [{size}].")
+        raise UnsupportedModelError(f"Bias {matrix!r} has shape {list(bias.shape)}: the configuration says [{size}].")
     return bias if by_columns else bias.detach().reshape(grid.slices, rows)[list(slice_order)].flatten()
 
 
@@ -136,21 +139,25 @@ def inverse_order(slice_order: Sequence[int]) -> list[int]:
 
 def _check_order(slice_order: Sequence[int], slices: int) -> None:
     if len(set(slice_order)) != len(slice_order) or not all(0 <= index < slices for index in slice_order):
-        raise ValueError(f"slice_order {list(slice_order)} must name slices from 0 to {slices - 1}, none twice.")
+        raise UnsupportedModelError(
+            f"slice_order {list(slice_order)} must name slices from 0 to {slices - 1}, none twice."
+        )
 
 
 def _check_weights(weights: Mapping[str, Tensor], matrices: Sequence[Matrix], grid: Grid) -> torch.dtype:
     for matrix in matrices:
         if matrix.name not in weights:
-            raise ValueError(f"The layer has no weight {matrix.name!r} ({matrix.module}).")
+            raise UnsupportedModelError(f"The layer has no weight {matrix.name!r} ({matrix.module}).")
         rows = (grid.slices * grid.matrix_rows[matrix.name], grid.row_length)
         expected = rows[::-1] if matrix.by_columns else rows
         if weights[matrix.name].shape != expected:
-            raise ValueError(
+            raise UnsupportedModelError(
                 f"Weight {matrix.name!r} ({matrix.module}) has shape {list(weights[matrix.name].shape)}: "
                 f"the configuration says {list(expected)}."
             )
     dtypes = {weights[matrix.name].dtype for matrix in matrices}
     if len(dtypes) > 1:
-        raise ValueError(f"A layer's weights must have one dtype, and have {', '.join(sorted(map(str, dtypes)))}.")
+        raise UnsupportedModelError(
+            f"A layer's weights must have one dtype, and have {', '.join(sorted(map(str, dtypes)))}."
+        )
     return dtypes.pop()

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from sti_hf import native
+from sti_hf.errors import StoreError
 from sti_hf.shards.layout import FULL_PIECE, HEADER_PIECE, PLANES
 from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer
-from sti_hf.shards.store import TABLES_FILE, ShardStore, StoreError, piece_name
+from sti_hf.shards.store import TABLES_FILE, ShardStore, piece_name
 
 
 def read_quantized_layer(store: ShardStore, layer: int) -> QuantizedLayer:

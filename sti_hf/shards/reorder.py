@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from sti_hf import native
 from sti_hf.architectures import Architecture
+from sti_hf.errors import ConfigurationError
 from sti_hf.shards.layout import KINDS
 from sti_hf.shards.partition import permute_biases
 from sti_hf.shards.reading import read_piece
@@ -35,7 +36,7 @@ def reorder_store(
     """
     every = list(range(store.grid.slices))
     if len(order) != store.grid.layers or any(sorted(slices) != every for slices in order):
-        raise ValueError(
+        raise ConfigurationError(
             f"order must have the slices 0 to {every[-1]} once for each of the {store.grid.layers} layers."
         )
     rewritten = {INDEX_FILE, RESIDENT_FILE, *store.index.layer_files}

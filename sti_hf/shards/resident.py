@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sti_hf import native
-from sti_hf.shards.store import RESIDENT_FILE, ShardStore, StoreError
+from sti_hf.errors import StoreError
+from sti_hf.shards.store import RESIDENT_FILE, ShardStore
 
 READ_BYTES = 1 << 20
 """Checked while it is in the processor's cache."""

@@ -18,6 +18,7 @@ from sti_hf import native
 from sti_hf.architectures import Architecture, get_architecture
 from sti_hf.architectures.base import WORD_EMBEDDINGS, base_prefix
 from sti_hf.architectures.grid import Grid
+from sti_hf.errors import SourceError
 from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.layout import KINDS, PLANES, LayerLayout
 from sti_hf.shards.partition import permute_biases, split_layer
@@ -141,13 +142,13 @@ def _weight(module: nn.Module, path: str) -> Tensor:
 def _weight_dtype(layer: nn.Module, architecture: Architecture) -> torch.dtype:
     dtypes = {weight.dtype for weight in _layer_weights(layer, architecture).values()}
     if len(dtypes) != 1 or not dtypes <= set(SAFETENSORS_DTYPE):
-        raise ValueError(f"The layers' weights have dtypes {dtypes}; load the checkpoint in one floating dtype.")
+        raise SourceError(f"The layers' weights have dtypes {dtypes}; load the checkpoint in one floating dtype.")
     return dtypes.pop()
 
 
 def _refuse_missing(names: set[str]) -> None:
     if names:
-        raise ValueError(
+        raise SourceError(
             f"The checkpoint lacks {len(names)} weights that a store cannot do without, such as {min(names)}: it is "
             "damaged, or of another model than its config.json says."
         )

@@ -26,6 +26,7 @@ from sti_hf import native
 from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.architectures.depth import DEPTH_RULE
 from sti_hf.architectures.grid import Grid
+from sti_hf.errors import StoreError
 from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, HEADER_PIECE, KINDS, LayerLayout
 
 FORMAT_VERSION = 1
@@ -34,10 +35,6 @@ RESIDENT_FILE = "resident.safetensors"
 TABLES_FILE = "embeddings.safetensors"
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-class StoreError(ValueError):
-    """The folder is not a store, or its content is not what the store's index says."""
 
 
 @dataclass(frozen=True)

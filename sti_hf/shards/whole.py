@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sti_hf.errors import StoreExistsError
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all, in place of the one that is there."""
@@ -30,7 +32,7 @@ def whole_or_absent(destination: Path) -> Iterator[Path]:
     Raises `FileExistsError` where there is something of that name already.
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination} exists and is not empty; remove it or choose another name.")
+        raise StoreExistsError(f"{destination} exists and is not empty; remove it or choose another name.")
     destination.parent.mkdir(parents=True, exist_ok=True)
     with _written_folder(destination) as folder:
         yield folder

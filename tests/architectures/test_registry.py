@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config
 
 import sti_hf.architectures
-from sti_hf.architectures import UnsupportedArchitectureError, get_architecture, supported_model_types
+from sti_hf.architectures import UnsupportedModelError, get_architecture, supported_model_types
 from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from tests.models import FFN, HEADS, HIDDEN, LAYERS, POSITIONS, TASK_HEADS, tiny_config, tiny_model
 
@@ -61,7 +61,7 @@ def test_grid(model_type: str) -> None:
 
 
 def test_an_unsupported_family_gets_a_list_of_those_supported() -> None:
-    with pytest.raises(UnsupportedArchitectureError, match="'gpt2'") as error:
+    with pytest.raises(UnsupportedModelError, match="'gpt2'") as error:
         get_architecture(GPT2Config())
     assert all(model_type in str(error.value) for model_type in supported_model_types())
 
@@ -69,7 +69,7 @@ def test_an_unsupported_family_gets_a_list_of_those_supported() -> None:
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "electra"])
 def test_cross_attention_is_rejected(model_type: str) -> None:
     get_architecture(tiny_config(model_type, is_decoder=True))
-    with pytest.raises(UnsupportedArchitectureError, match="cross-attention"):
+    with pytest.raises(UnsupportedModelError, match="cross-attention"):
         get_architecture(tiny_config(model_type, is_decoder=True, add_cross_attention=True))
 
 

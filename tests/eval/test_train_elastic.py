@@ -30,8 +30,9 @@ from eval.elastic.submodels import Submodels
 from eval.elastic.trainer import ElasticTrainer
 from sti_hf import ShardStore, native
 from sti_hf.architectures import Grid
+from sti_hf.errors import StoreError
 from sti_hf.shards.layout import FULL
-from sti_hf.shards.store import StoreError, StoreIndex
+from sti_hf.shards.store import StoreIndex
 from tests.models import HEADS, LAYERS, tiny_inputs
 from tests.runtime.sessions import plan_of, running
 from tests.tasks import task_for, use_local_metric

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from sti_hf.errors import StoreError
 from sti_hf.integrations.full_model import full_model
-from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore, StoreError
+from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore
 from tests.models import TASK_HEADS, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, store_of
 

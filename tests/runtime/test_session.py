@@ -13,10 +13,11 @@ import torch
 from transformers import BertForSequenceClassification
 
 from sti_hf import STIConfig
+from sti_hf.errors import InfeasibleLatencyError
 from sti_hf.integrations.session import load_model_on
 from sti_hf.native import StreamError
 from sti_hf.planning import make_plan
-from sti_hf.runtime.session import InfeasibleLatencyError, STISession, bucket_of
+from sti_hf.runtime.session import STISession, bucket_of
 from sti_hf.shards.layout import FULL_PIECE
 from sti_hf.shards.store import TABLES_FILE, ShardStore
 from tests.models import tiny_inputs, tiny_model

@@ -18,12 +18,13 @@ from transformers import (
 )
 
 from sti_hf.architectures import get_architecture
+from sti_hf.errors import StoreError
 from sti_hf.integrations.full_model import full_model
 from sti_hf.shards import whole
 from sti_hf.shards.layout import KINDS
 from sti_hf.shards.reading import read_piece
 from sti_hf.shards.reorder import reorder_store
-from sti_hf.shards.store import ShardStore, StoreError
+from sti_hf.shards.store import ShardStore
 from tests.models import HEADS, LAYERS, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, plan_of, random_bits, running, store_of
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from sti_hf.errors import StoreError
 from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, PLANES
 from sti_hf.shards.partition import split_layer
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.sharding import write_store
-from sti_hf.shards.store import INDEX_FILE, RESIDENT_FILE, TABLES_FILE, ShardStore, StoreError
+from sti_hf.shards.store import INDEX_FILE, RESIDENT_FILE, TABLES_FILE, ShardStore
 from tests.models import HIDDEN, POSITIONS, TASK_HEADS, tiny_model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sti_hf.errors import ConfigurationError
 from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer, Quantizer
 from sti_hf.shards.quantizers.gobo import GoboQuantizer
 from sti_hf.shards.quantizers.lloyd import LloydQuantizer
@@ -33,12 +34,16 @@ DEFAULT_QUANTIZER = "lloyd"
 def check_quantizer(name: str) -> None:
     """Raises `ValueError`, with the names there are, where `name` is none of them."""
     if name not in QUANTIZER_NAMES:
-        raise ValueError(f"There is no quantizer {name!r}; choose one of {', '.join(sorted(QUANTIZER_NAMES))}.")
+        raise ConfigurationError(
+            f"There is no quantizer {name!r}; choose one of {', '.join(sorted(QUANTIZER_NAMES))}."
+        )
 
 
 def get_quantizer(name: str) -> Quantizer:
     """The quantizer called `name`, of `QUANTIZERS`. Raises `ValueError` for one that is not there or needs text."""
     check_quantizer(name)
     if name == CALIBRATED:
-        raise ValueError("The quantizer 'calibrated' needs calibration text: sti shard SRC STORE --calibration TEXT.")
+        raise ConfigurationError(
+            "The quantizer 'calibrated' needs calibration text: sti shard SRC STORE --calibration TEXT."
+        )
     return QUANTIZERS[name]()

@@ -20,6 +20,7 @@ from sti_hf.architectures import get_architecture
 from sti_hf.architectures.base import Architecture
 from sti_hf.architectures.grid import Grid
 from sti_hf.architectures.layer_runner import Inputs
+from sti_hf.errors import SourceError
 from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.layout import FIDELITIES, FULL
 from sti_hf.shards.partition import join_layer, split_layer, write_slice
@@ -53,7 +54,7 @@ class CalibratedQuantizer:
         known = self._slice_indices[layer] if layer < len(self._slice_indices) else {}
         digests = [_digest(shard) for shard in shards]
         if not all(digest in known for digest in digests):
-            raise ValueError(f"Layer {layer} is not of the model that was calibrated; calibrate on this model.")
+            raise SourceError(f"Layer {layer} is not of the model that was calibrated; calibrate on this model.")
         order = [known[digest] for digest in digests]
         fitted = _load(self._scratch, layer)
         return QuantizedLayer(
@@ -88,10 +89,10 @@ def calibrate(
 
     Raises:
         ValueError: there are no batches, or the weights are not float32.
-        UnsupportedArchitectureError: see `get_architecture`.
+        UnsupportedModelError: see `get_architecture`.
     """
     if not batches:
-        raise ValueError("There is no calibration text; give at least one batch, better a few hundred sentences.")
+        raise SourceError("There is no calibration text; give at least one batch, better a few hundred sentences.")
     architecture = get_architecture(model.config)
     calibration = _Calibration(model, architecture, architecture.grid(model.config), batches)
     return calibration.run(TUNING_PASSES * len(batches) if tuning_steps is None else tuning_steps, seed, progress)
@@ -106,7 +107,7 @@ class _Calibration:
         self._model, self._architecture, self._grid, self._batches = model, architecture, grid, batches
         self._linears = architecture.linears(model)
         if any(linear.weight.dtype != torch.float32 for layer in self._linears for linear in layer.values()):
-            raise ValueError("Calibration needs the model in float32; load it with dtype=torch.float32.")
+            raise SourceError("Calibration needs the model in float32; load it with dtype=torch.float32.")
         self._scratch = Scratch()
 
     def run(self, tuning_steps: int, seed: int, progress: Callable[[int, int], None]) -> CalibratedQuantizer:
