@@ -51,7 +51,7 @@ READING_REQUESTS = 1 << 14
 CHECKED_REQUESTS = 16
 """Large reads whose checksums are taken first; they are read and checked over and over."""
 
-NO_PIECES = np.empty((0, 4), dtype=np.int64)
+NO_PIECES = np.empty(0, dtype=native.PIECE)
 SMALL_REQUESTS = 64
 STEPS = 3
 """How often `measure_device` tells of its progress."""
@@ -210,27 +210,27 @@ def _read_ends(
 ) -> np.ndarray:
     """Seconds after which each request of `blocks` blocks was done, float64 `[n]`; stops after about `seconds`."""
     requests = _requests(first_blocks, blocks)
-    streamer = native.Streamer([str(path)], [allocate(blocks * BLOCK)], threads=READING_THREADS, rate_limit=rate_limit)
+    streamer = native.Streamer([str(path)], threads=READING_THREADS, rate_limit=rate_limit)
     try:
         begun = time.perf_counter()
-        streamer.start(requests, NO_PIECES)
+        streamer.start([allocate(blocks * BLOCK)], requests, NO_PIECES)
         for request in range(len(requests)):
             streamer.wait(request)
             if time.perf_counter() - begun > seconds:
                 break
         streamer.cancel()
-        ends = streamer.timings()[:, 1] - begun
+        ends = streamer.timings()["end"] - begun
         return ends[np.isfinite(ends)]
     finally:
         streamer.close()
 
 
 def _requests(first_blocks: np.ndarray, blocks: int) -> np.ndarray:
-    """Reads of `blocks` blocks each, all to the start of the first buffer, each a group."""
-    requests = np.zeros((len(first_blocks), 7), dtype=np.int64)
-    requests[:, 1] = first_blocks * BLOCK
-    requests[:, 2] = blocks * BLOCK
-    requests[:, 4] = np.arange(len(requests))
+    """Reads of `blocks` blocks each, all to the start of the first buffer, each a step."""
+    requests = np.zeros(len(first_blocks), dtype=native.REQUEST)
+    requests["offset"] = first_blocks * BLOCK
+    requests["length"] = blocks * BLOCK
+    requests["step"] = np.arange(len(requests))
     return requests
 
 
@@ -245,13 +245,16 @@ def _reading(store: ShardStore, rate_limit: float) -> Iterator[native.Streamer]:
     checksums = [native.crc32c(part) for part in content]
     rounds = -(-READING_REQUESTS // len(first_blocks))
     requests = _requests(np.tile(first_blocks, rounds), large)
-    requests[:, 3] = requests[:, 1]  # each to a place of its own: it may be read again before it has been checked
-    requests[:, 6] = 1
-    pieces = np.stack([requests[:, 3], requests[:, 2], np.tile(checksums, rounds), requests[:, 1]], axis=1)
+    requests["target"] = requests["offset"]  # places of their own: they may be read again before they were checked
+    requests["pieces"] = 1
+    pieces = np.empty(len(requests), dtype=native.PIECE)
+    for name in ("target", "length", "offset"):
+        pieces[name] = requests[name]
+    pieces["crc32c"] = np.tile(checksums, rounds)
     buffer = allocate(len(first_blocks) * large * BLOCK)
-    streamer = native.Streamer([str(path)], [buffer], threads=READING_THREADS, rate_limit=rate_limit)
+    streamer = native.Streamer([str(path)], threads=READING_THREADS, rate_limit=rate_limit)
     try:
-        streamer.start(requests, pieces)
+        streamer.start([buffer], requests, pieces)
         yield streamer
     finally:
         streamer.close()

@@ -38,7 +38,7 @@ class ShardStreamer:
         self._process = os.getpid()
         self._native: native.Streamer | None = None
         self._held: list[np.ndarray] = []
-        self._groups = np.empty(0, dtype=np.int64)
+        self._steps = np.empty(0, dtype=np.int64)
         self._plan: ExecutionPlan
         self._refinement: Refinement | None = None
         self._filling = False
@@ -84,9 +84,7 @@ class ShardStreamer:
             self._native.close()
         self._process = os.getpid()
         paths = [str(self.store.path / name) for name in self.placement.files]
-        self._native = native.Streamer(
-            paths, self.buffers.compressed, threads=READING_THREADS, rate_limit=self._rate_limit
-        )
+        self._native = native.Streamer(paths, threads=READING_THREADS, rate_limit=self._rate_limit)
         self.running = False
 
     def start(self) -> None:
@@ -99,10 +97,10 @@ class ShardStreamer:
             requests, pieces = self.placement.requests(missing)
         else:
             requests, pieces = self.placement.streamed_requests
-        self._groups = requests[:, 4]
+        self._steps = requests["step"]
         self._refinement = Refinement(self.placement, self._plan, requests) if self.placement.refined else None
         self._begun = None
-        self._native.start(requests, pieces)
+        self._native.start(self.buffers.compressed, requests, pieces)
         self.running = True
 
     def hold_to(self, begun: float) -> None:
@@ -153,10 +151,11 @@ class ShardStreamer:
     def stop(self) -> None:
         """Stops reading; what of the preload buffer is complete by then is kept."""
         if self.running and self._native is not None and self.placement is not None:
-            for step, placed in enumerate(self.placement.layers):
-                if self._native.ready(step):
-                    self._held[step] = placed.preloaded
             self._native.cancel()
+            unchecked = self._steps[self._native.outcomes() != native.Outcome.CHECKED]
+            for step, placed in enumerate(self.placement.layers):
+                if step not in unchecked:
+                    self._held[step] = placed.preloaded
         self.running = False
 
     @property
@@ -167,12 +166,12 @@ class ShardStreamer:
     def step_times(self, steps: int) -> np.ndarray:
         """float64 `[steps, 2]`: when reading of each step began and ended (`time.perf_counter`); nan: nothing read."""
         times = np.full((steps, 2), np.nan)
-        if self._native is not None and len(self._groups):
+        if self._native is not None and len(self._steps):
             timings = self._native.timings()
-            read = ~np.isnan(timings[:, 1])
-            for step in np.unique(self._groups[read]):
-                of_step = timings[read & (self._groups == step)]
-                times[step] = of_step[:, 0].min(), of_step[:, 1].max()
+            read = ~np.isnan(timings["end"])
+            for step in np.unique(self._steps[read]):
+                of_step = timings[read & (self._steps == step)]
+                times[step] = of_step["start"].min(), of_step["end"].max()
         return times
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from transformers import BertForSequenceClassification
 
 from sti_hf import STIConfig
 from sti_hf.integrations.session import load_model_on
-from sti_hf.native import StreamError
+from sti_hf.native import TIMING, StreamError
 from sti_hf.planning import make_plan
 from sti_hf.planning.refinement import EXTRA, LONGER, PLANE_FIDELITIES, REQUIRED
 from sti_hf.runtime import placement as placement_module
@@ -260,14 +260,14 @@ def test_any_cut_gives_the_fidelities_whose_planes_are_all_there(store: ShardSto
     requests, pieces = placement.streamed_requests
     purposes = placement.purposes(requests)
     refinement = Refinement(placement, plan, requests)
-    completed = np.repeat(np.arange(len(requests)), requests[:, 6])
+    completed = np.repeat(np.arange(len(requests)), requests["pieces"])
     for step, placed in enumerate(placement.layers):
-        mine = np.flatnonzero(requests[:, 4] == step)
+        mine = np.flatnonzero(requests["step"] == step)
         assert (np.diff(purposes[mine]) >= 0).all(), "what is needed most comes first"
         layout = store.layouts[placed.layer]
         for count in range((purposes[mine] == REQUIRED).sum(), len(mine) + 1):
-            times = np.full((len(requests), 2), np.nan)
-            times[mine[:count]] = 1.0
+            times = np.full(len(requests), np.nan, dtype=TIMING)
+            times[mine[:count]] = 1.0, 1.0
             there = {(int(kind), int(index)) for kind, index in np.argwhere(placed.preloaded)}
             for location, _, _, offset in pieces[np.isin(completed, mine[:count])].tolist():
                 found = np.argwhere((layout.piece_offset == offset) & (layout.piece_bytes > 0))
@@ -304,8 +304,9 @@ def test_reading_at_the_planned_rate_is_never_late(
     plan, placement = session.plan, session._streamer.placement
     requests, _ = placement.streamed_requests
     chosen = placement.purposes(requests) != EXTRA
-    latest = Refinement(placement, plan, requests).latest(0.0, np.full((len(requests), 2), np.nan), 0.0)[chosen]
-    sizes = requests[chosen, 2]
+    nothing_read = np.full(len(requests), np.nan, dtype=TIMING)
+    latest = Refinement(placement, plan, requests).latest(0.0, nothing_read, 0.0)[chosen]
+    sizes = requests["length"][chosen]
     rows = plan.timeline.io_start[0]
     # A request is begun when the one before the last one has ended.
     begins = rows + (np.cumsum(sizes) - sizes - np.concatenate(([0], sizes[:-1]))) / RATE
