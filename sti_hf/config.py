@@ -59,6 +59,9 @@ class STIConfig(QuantizationConfigMixin):
         staging_budget: int | str | None = None,
         refine: bool = False,
         strict: bool = False,
+        batch_size=1,
+        fixed_plan=False,
+        submodels="measured",
         quantizer: str = DEFAULT_QUANTIZER,
         quant_method: str = "sti",
     ) -> None:
@@ -75,6 +78,9 @@ class STIConfig(QuantizationConfigMixin):
             raise ConfigurationError(f"importance must be the name of an importance profile, not {importance!r}.")
         self.compute_dtype = _one_of("compute_dtype", compute_dtype, COMPUTE_DTYPES)
         self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.fixed_plan = fixed_plan
+        self.submodels = submodels
         self.staging_budget = None if staging_budget is None else parse_bytes(staging_budget, "staging_budget")
         self.refine = _refine_for(strategy, refine)
         self.strict = strict

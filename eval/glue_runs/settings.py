@@ -11,7 +11,7 @@ from sti_hf.integrations.session import plan_store
 from sti_hf.planning import DeviceProfile, make_plan
 from sti_hf.planning.baselines import BASELINES
 from sti_hf.planning.importance_file import DEFAULT_ORDER
-from sti_hf.runtime.session import bucket_of
+from sti_hf.planning.workload import Workload
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 
@@ -66,7 +66,7 @@ def usual_targets(store: ShardStore, profile: DeviceProfile, seq_len: int, budge
 
     def latency(strategy: str, bits: int | None = None) -> float:
         config = STIConfig(SHORTEST, budget, strategy, bits, importance=DEFAULT_ORDER)
-        return plan_store(store, profile, config, bucket_of(seq_len)).predicted_latency
+        return plan_store(store, profile, config, Workload.bucket(seq_len)).predicted_latency
 
     fastest = latency(STI)
     two, three, *more = (latency("std_pipeline", bits) for bits in (2, 3, 4, 6, FULL) if bits in store.fidelities)
@@ -88,9 +88,9 @@ def admits_uniform(
         profile,
         target_latency=target,
         preload_budget=budget,
-        seq_len=bucket_of(seq_len),
+        seq_len=Workload.bucket(seq_len),
         row_bytes=store.row_bytes,
-        position_bytes=store.position_bytes(bucket_of(seq_len)),
+        position_bytes=store.position_bytes(Workload.bucket(seq_len)),
         fidelities=(bits,),
     )
     return plan.feasible and plan.submodel == (store.grid.layers, store.grid.slices)

@@ -9,7 +9,7 @@ from sti_hf.commands.options import add_config_options, add_verb, measured_profi
 from sti_hf.drawing import draw_plan, terminal
 from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.session import plan_store
-from sti_hf.runtime.session import bucket_of
+from sti_hf.planning.workload import Workload
 from sti_hf.shards.store import ShardStore
 
 
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     config = sti_config(options)
     store = ShardStore.open(options.store)
     profile = measured_profile(options, store, config.compute_dtype)
-    plan = plan_store(store, profile, config, bucket_of(config.seq_len))
+    plan = plan_store(store, profile, config, Workload.bucket(config.seq_len))
     if config.strict and not plan.feasible:
         raise ConfigurationError(
             f"No plan meets {plan.target_latency * 1e3:.0f} ms: the smallest takes about "

@@ -11,10 +11,9 @@ from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils import logging
 
-from sti_hf.architectures import get_architecture
 from sti_hf.config import STIConfig
 from sti_hf.errors import StoreError
-from sti_hf.runtime.session import STISession, make_elastic
+from sti_hf.runtime.session import STISession
 
 logger = logging.get_logger(__name__)
 
@@ -53,7 +52,7 @@ class STIHfQuantizer(HfQuantizer):
         self.session = session
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        make_elastic(model, get_architecture(model.config), self.session.store)
+        self.session.attach(model)
         if model.all_tied_weights_keys:
             names = {name for name, _ in model.named_parameters()}
             model.all_tied_weights_keys = {
@@ -63,7 +62,6 @@ class STIHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         model.config.quantization_config = self.session.config
-        self.session.attach(model)
         setattr(model, "sti", self.session)  # noqa: B010 - mypy takes modules' attributes for tensors
         return model
 

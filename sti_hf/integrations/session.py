@@ -36,8 +36,18 @@ def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrai
     Profiles the device first where that has not been done."""
     profile = device_profile(store, config.compute_dtype)
     path = ComputePath(profile.compute_dtype, profile.gemm)
-    make_plan = functools.partial(_cached_plan, store, profile, model_class)
-    return STISession(store, config, make_plan, path, rate_limit())
+    return STISession(store, config, _Planner(store, profile, model_class), path, rate_limit())
+
+
+class _Planner:
+    def __init__(self, *args):
+        self.args = args
+
+    def plan(self, config, workload):
+        return _cached_plan(*self.args, config, workload.tokens)
+
+    def latency(self, plan, workload):
+        return plan.predicted_latency
 
 
 def _cached_plan(

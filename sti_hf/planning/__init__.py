@@ -11,6 +11,7 @@ from sti_hf.planning.plan import ExecutionPlan, preload_changes
 from sti_hf.planning.planner import make_plan
 from sti_hf.planning.request import PlanRequest
 from sti_hf.planning.timeline import Timeline
+from sti_hf.planning.workload import Planner, Workload
 
 __all__ = [
     "AdditiveImportance",
@@ -21,7 +22,9 @@ __all__ = [
     "ImportanceProfile",
     "LayerOrder",
     "PlanRequest",
+    "Planner",
     "Timeline",
+    "Workload",
     "default_importance",
     "make_plan",
     "preload_changes",

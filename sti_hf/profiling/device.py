@@ -25,10 +25,10 @@ from sti_hf.planning import DeviceProfile, ExecutionPlan
 from sti_hf.planning.baselines import preloaded_model
 from sti_hf.runtime.buffers import allocate
 from sti_hf.runtime.gemm import ComputePath, available_paths
-from sti_hf.runtime.placement import REQUEST_BYTES
+from sti_hf.runtime.reads.placement import REQUEST_BYTES
+from sti_hf.runtime.reads.streamer import READING_THREADS
+from sti_hf.runtime.reads.tables import TableReader
 from sti_hf.runtime.session import STISession
-from sti_hf.runtime.streamer import READING_THREADS
-from sti_hf.runtime.tables import TableReader
 from sti_hf.runtime.timeline import RunTimeline
 from sti_hf.shards.layout import BLOCK, FULL
 from sti_hf.shards.store import TABLES_FILE, ShardStore
@@ -97,6 +97,17 @@ def measure_device(
     )
 
 
+class FixedPlan:
+    def __init__(self, p):
+        self.p = p
+
+    def plan(self, config, workload):
+        return self.p
+
+    def latency(self, plan, workload):
+        return 0.0
+
+
 class _Measurement:
     """Medians of a few forwards: seconds of one layer without decompression, of decompressing one weight, and of the
     forward outside the layers."""
@@ -159,7 +170,7 @@ def preloaded_plan(store: ShardStore, layers: int, width: int, bits: int) -> Exe
 @contextmanager
 def _runner(store: ShardStore, load_model: LoadModel, path: ComputePath) -> Iterator[_Runner]:
     start = preloaded_plan(store, 1, store.grid.slices, BITS)
-    session = STISession(store, STIConfig(), lambda config, tokens: start, path)
+    session = STISession(store, STIConfig(), FixedPlan(start), path)
     try:
         yield _Runner(store, session, load_model(session))
     finally:

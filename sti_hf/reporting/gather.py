@@ -12,11 +12,11 @@ from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.session import device_profile, importance_name, plan_store
 from sti_hf.planning import DeviceProfile, ExecutionPlan
 from sti_hf.planning.importance_file import read_profile
+from sti_hf.planning.workload import Workload
 from sti_hf.reporting.importance import Importance, read_importance
 from sti_hf.reporting.plan_grid import PlanGrid, choose_budgets, choose_latencies, plan_grid
 from sti_hf.reporting.results import Results
 from sti_hf.reporting.runs import MeasuredRun, chosen_plans, measure_runs, telling_plan
-from sti_hf.runtime.session import bucket_of
 from sti_hf.shards.store import ShardStore
 
 
@@ -67,7 +67,7 @@ def gather(store: ShardStore, config: STIConfig, results: Sequence[Results] = ()
 
 
 def _plans(store: ShardStore, device: DeviceProfile, config: STIConfig) -> PlanGrid:
-    tokens = bucket_of(config.seq_len)
+    tokens = Workload.bucket(config.seq_len)
 
     def plan(wanted: STIConfig) -> ExecutionPlan:
         return plan_store(store, device, wanted, tokens)

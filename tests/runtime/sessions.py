@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from sti_hf import STIConfig
 from sti_hf.architectures import get_architecture
 from sti_hf.integrations.session import load_model_on
-from sti_hf.planning import DeviceProfile, ExecutionPlan
+from sti_hf.planning import DeviceProfile, ExecutionPlan, Workload, make_plan
 from sti_hf.planning.staging import MINIMUM_READ_AHEAD
 from sti_hf.planning.timeline import Timeline
 from sti_hf.runtime.gemm import ComputePath
@@ -95,7 +96,38 @@ def device(**changes: Any) -> DeviceProfile:
 
 def running(store: ShardStore, plan: ExecutionPlan, path: ComputePath = EXACT) -> Any:
     """The store's model, executing `plan`."""
-    return load_model_on(store, STISession(store, STIConfig(), lambda config, tokens: plan, path))
+    return load_model_on(store, STISession(store, STIConfig(), Plans(lambda config, workload: plan), path))
+
+
+class Plans:
+    """A planner that is a function."""
+
+    def __init__(self, plan: Callable[[STIConfig, Workload], ExecutionPlan]) -> None:
+        self.plan = plan
+
+    def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """As predicted for the workload of the plan."""
+        return plan.predicted_latency
+
+
+def planned_by(store: ShardStore, plan: Callable[[STIConfig, Workload], ExecutionPlan], **fields: Any) -> Any:
+    """The store's model, with plans by this function."""
+    return load_model_on(store, STISession(store, STIConfig(**fields), Plans(plan), EXACT))
+
+
+def planned(store: ShardStore, config: STIConfig, rate_limit: float = 0.0) -> Any:
+    """The store's model, with real plans for the slow device."""
+
+    def plan(wanted: STIConfig, workload: Workload) -> ExecutionPlan:
+        return make_plan(
+            store.layouts,
+            device(),
+            target_latency=wanted.target_latency,
+            preload_budget=wanted.preload_budget,
+            seq_len=workload.tokens,
+        )
+
+    return load_model_on(store, STISession(store, config, Plans(plan), EXACT, rate_limit))
 
 
 def stock_with_plan_weights(model: PreTrainedModel, store: ShardStore, bits: np.ndarray) -> PreTrainedModel:

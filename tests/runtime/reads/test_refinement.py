@@ -20,17 +20,19 @@ from transformers import BertForSequenceClassification
 from sti_hf import STIConfig
 from sti_hf.integrations.session import load_model_on
 from sti_hf.native import TIMING, StreamError
-from sti_hf.planning import make_plan
+from sti_hf.planning import Workload, make_plan
 from sti_hf.planning.refinement import EXTRA, LONGER, PLANE_FIDELITIES, REQUIRED
-from sti_hf.runtime import placement as placement_module
-from sti_hf.runtime.placement import Placement
-from sti_hf.runtime.refinement import Refinement
+from sti_hf.runtime.reads import placement as placement_module
+from sti_hf.runtime.reads.placement import Placement
+from sti_hf.runtime.reads.refinement import Refinement
+from sti_hf.runtime.reads.streamer import ShardStreamer
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.layout import BLOCK, FULL, kinds_of
 from sti_hf.shards.store import ShardStore
 from tests.models import tiny_inputs, tiny_model
 from tests.runtime.sessions import (
     EXACT,
+    Plans,
     device,
     fail_twice,
     logits_of,
@@ -69,20 +71,20 @@ def load() -> Iterator[Load]:
     def load(store: ShardStore, rate: float = 0.0, **options: Any) -> Any:
         config = STIConfig(**{"target_latency": T, "preload_budget": 0, "seq_len": 64, "refine": True, **options})
 
-        def plan(wanted: STIConfig, tokens: int) -> Any:
+        def plan(wanted: STIConfig, workload: Workload) -> Any:
             return make_plan(
                 store.layouts,
                 device(bytes_per_second=RATE),
                 target_latency=wanted.target_latency,
                 preload_budget=wanted.preload_budget,
-                seq_len=tokens,
+                seq_len=workload.tokens,
                 staging_budget=wanted.staging_budget,
                 fidelities=PLANE_FIDELITIES,
             )
 
-        session = STISession(store, config, plan, EXACT, rate)
+        session = STISession(store, config, Plans(plan), EXACT, rate)
         models.append(load_model_on(store, session))
-        session._streamer.stop()  # what was read before the first forward would be a head start
+        session._forwards.streamer.stop()  # what was read before the first forward would be a head start
         return models[-1]
 
     yield load
@@ -92,10 +94,9 @@ def load() -> Iterator[Load]:
 
 def set_rate(model: Any, rate: float) -> None:
     """From now on the disk of the model's shards has this rate."""
-    streamer = model.sti._streamer
-    streamer.stop()
-    streamer._rate_limit = rate
-    streamer.reopen()
+    forwards = model.sti._forwards
+    forwards.streamer.close()
+    forwards.streamer = ShardStreamer(model.sti.store, forwards.streamer.prepared, rate)
 
 
 def twin(store: ShardStore, bits: np.ndarray) -> torch.Tensor:
@@ -301,7 +302,7 @@ def test_reading_at_the_planned_rate_is_never_late(
     store: ShardStore, load: Load, target: float, preload: int | str
 ) -> None:
     session = load(store, target_latency=target, preload_budget=preload).sti
-    plan, placement = session.plan, session._streamer.placement
+    plan, placement = session.plan, session._forwards.streamer.prepared.placement
     requests, _ = placement.streamed_requests
     chosen = placement.purposes(requests) != EXTRA
     nothing_read = np.full(len(requests), np.nan, dtype=TIMING)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sti_hf.runtime.buffers import LOCATION_SHIFT, PRELOAD, STAGING
-from sti_hf.runtime.placement import REQUEST_BYTES, Placement
+from sti_hf.runtime.reads.placement import REQUEST_BYTES, Placement
 from sti_hf.shards.layout import BLOCK
 from sti_hf.shards.store import ShardStore
 from tests.models import TASK_HEADS, tiny_model

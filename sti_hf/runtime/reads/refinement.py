@@ -6,7 +6,7 @@ import numpy as np
 
 from sti_hf.planning import ExecutionPlan
 from sti_hf.planning.refinement import EXTRA, LatestStarts, seconds_per_byte
-from sti_hf.runtime.placement import Placement
+from sti_hf.runtime.reads.placement import Placement
 from sti_hf.shards.layout import FULL_PIECE
 
 
