@@ -1,4 +1,4 @@
-"""What happens where the system has no more threads, or a read fails; test_failing_system.py runs these."""
+"""Where the system has no more threads or descriptors, or a read fails; test_failing_system.py runs these."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import ctypes
 import errno
 import gc
 import os
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,33 @@ def test_a_streamer_has_all_its_threads_or_is_not_made(
         assert time.monotonic() < patience
     system.allow_threads(-1)
     assert read_all(whole, content) and read_all(make(), content)
+
+
+@pytest.mark.parametrize(
+    ("make", "fitting"),
+    [(lambda path: native.Streamer([path] * 10), 3), (native.RowReader, 1), (native.RowReader, 0)],
+    ids=["streamer", "row reader, its second", "row reader"],
+)
+def test_a_file_for_which_there_is_no_descriptor(
+    path: Path, content: bytes, make: Callable[[str], object], fitting: int
+) -> None:
+    gc.collect()
+    descriptors_before = descriptors_of_process()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0) for _ in range(64)]  # so that there are no gaps below the limit
+    for descriptor in taken[-fitting:] if fitting else ():
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            make(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken[: len(taken) - fitting]:
+            os.close(descriptor)
+    assert caught.value.filename == str(path)
+    assert descriptors_of_process() == descriptors_before
+    make(str(path))
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
