@@ -44,7 +44,7 @@ def _read(memory: list[np.ndarray], location: int, dtype: str, count: int) -> np
 
 def _slice(
     memory: list[np.ndarray],
-    row: np.ndarray,
+    row: np.void,
     matrix: int,
     slice_rows: int,
     row_length: int,

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sti_hf.planning import ExecutionPlan
 from sti_hf.runtime.buffers import LOCATION_SHIFT, PRELOAD, STAGING
 from sti_hf.runtime.reads.placement import REQUEST_BYTES, Placement
 from sti_hf.shards.layout import BLOCK
@@ -74,7 +75,7 @@ def test_every_piece_is_in_place_when_its_layer_runs(
 ) -> None:
     plan = plan_of(store, random_bits(store, seed), preload, seed=seed, strategy=strategy)
     if strategy == "sti":
-        read = [int(store.layouts[layer].read_ranges(p)[:, 1].sum()) for layer, p in streamed(store, plan)]
+        read = [covered_bytes(store, layer, pieces) for layer, pieces in streamed(store, plan)]
         plan = plan_of(
             store, random_bits(store, seed), preload, seed=seed, staging_bytes=max(read) + spare, strategy=strategy
         )
@@ -87,7 +88,12 @@ def test_every_piece_is_in_place_when_its_layer_runs(
     execute(placement, store.layer_path(0).read_bytes(), requests, pieces, order)
 
 
-def streamed(store: ShardStore, plan) -> list[tuple[int, np.ndarray]]:
+def covered_bytes(store: ShardStore, layer: int, pieces: np.ndarray) -> int:
+    _, lengths = store.layouts[layer].read_ranges(pieces).T
+    return int(lengths.sum())
+
+
+def streamed(store: ShardStore, plan: ExecutionPlan) -> list[tuple[int, np.ndarray]]:
     needed = ((layer, store.layouts[layer].pieces_of(plan.bits[layer])) for layer in plan.layers)
     return [(layer, pieces & ~plan.preloaded_pieces[layer]) for layer, pieces in needed]
 
