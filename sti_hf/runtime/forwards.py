@@ -16,7 +16,7 @@ from sti_hf.errors import UnsupportedUseError
 from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.runtime.guard import Guard
 from sti_hf.runtime.inference import Inference
-from sti_hf.runtime.inputs import cached_submodel, check_inputs, workload_of, workload_of_states
+from sti_hf.runtime.inputs import cached_submodel, check_inputs, check_length, workload_of, workload_of_states
 from sti_hf.runtime.plan_book import PlanBook
 from sti_hf.runtime.prepared import PreparedPlan
 from sti_hf.runtime.reads.streamer import ShardStreamer
@@ -52,8 +52,9 @@ class Forwards:
         """A forward of the base model: one inference."""
         check_inputs(inputs)
         with self._turn_of(module):
-            submodel = cached_submodel(inputs.get("past_key_values"))
-            with self._inference_of(workload_of(inputs), submodel):
+            workload, submodel = workload_of(inputs), cached_submodel(inputs.get("past_key_values"))
+            check_length(module, self.architecture, inputs, workload)
+            with self._inference_of(workload, submodel):
                 return forward()
 
     def run_stack(self, module: nn.Module, inputs: Mapping[str, Any], forward: Callable[[], Any]) -> Any:
@@ -202,6 +203,7 @@ class Forwards:
 
     def _give_back(self) -> None:
         self.streamer.close()
+        self.streamer.prepared.give_back()
         self.tables.close()
 
 

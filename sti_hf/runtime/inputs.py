@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sti_hf.architectures import Architecture
 from sti_hf.errors import InputError, UnsupportedUseError
 from sti_hf.planning import Workload
 
@@ -43,6 +44,18 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
                 f"Gradients of {name} were asked for, and a model that runs from its store is for inference only: "
                 "call it under torch.no_grad(), or load the checkpoint without sti_config."
             )
+
+
+def check_length(module: Any, architecture: Architecture, inputs: Mapping[str, Any], workload: Workload) -> None:
+    """Raises `InputError` where a base model's inputs are longer than it has positions."""
+    longest, ids = architecture.longest_input(module.config), inputs.get("input_ids")
+    if workload.tokens <= longest or inputs.get("position_ids") is not None:
+        return
+    tokens = workload.tokens
+    if architecture.skips_padding and isinstance(ids, Tensor):
+        tokens = int((ids != module.config.pad_token_id).sum(-1).max())
+    if tokens > longest:
+        raise InputError(f"The input has {tokens} tokens, and this model takes {longest}: shorten it.")
 
 
 def workload_of(inputs: Mapping[str, Any]) -> Workload:

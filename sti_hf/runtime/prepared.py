@@ -95,6 +95,10 @@ class PreparedPlan:
             "working": self._working.nbytes,
         }
 
+    def give_back(self) -> None:
+        """Lets go of all memory: nothing can run any more."""
+        self.compressed, self.steps, self._working = [allocate(0), allocate(0)], [], torch.empty(0)
+
     def _working_buffer(self, before: PreparedPlan | None) -> Tensor:
         dtype = self.path.torch_dtype
         weights = working_weights(self.store.grid, self.plan.submodel[1], dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,15 +120,20 @@ def planned(store: ShardStore, config: STIConfig, rate_limit: float = 0.0) -> An
     """The store's model, with real plans for the slow device."""
 
     def plan(wanted: STIConfig, workload: Workload) -> ExecutionPlan:
-        return make_plan(
-            store.layouts,
-            device(),
-            target_latency=wanted.target_latency,
-            preload_budget=wanted.preload_budget,
-            seq_len=workload.tokens,
-        )
+        return _plan(store, wanted.target_latency, wanted.preload_budget, workload)
 
     return load_model_on(store, STISession(store, config, Plans(plan), EXACT, rate_limit))
+
+
+@functools.lru_cache(maxsize=32)
+def _plan(store: ShardStore, target_latency: float, preload_budget: int, workload: Workload) -> ExecutionPlan:
+    return make_plan(
+        store.layouts,
+        device(),
+        target_latency=target_latency,
+        preload_budget=preload_budget,
+        seq_len=workload.tokens,
+    )
 
 
 def stock_with_plan_weights(model: PreTrainedModel, store: ShardStore, bits: np.ndarray) -> PreTrainedModel:

@@ -144,7 +144,7 @@ def test_accelerate_prepares_dispatches_and_offloads(model: Any) -> None:
         ({"input_ids": torch.empty(0, 7, dtype=torch.long)}, "is empty"),
         ({"input_ids": torch.empty(2, 0, dtype=torch.long)}, "is empty"),
         ({"input_ids": torch.tensor([[5, 211]])}, "Token ids must be 0 to 210; these reach 5 to 211"),
-        ({"input_ids": torch.full((1, 71), 5)}, "Positions"),
+        ({"input_ids": torch.full((1, 71), 5)}, "has 71 tokens, and this model takes 70"),
         ({}, "needs input_ids or inputs_embeds"),
     ],
 )
@@ -184,7 +184,6 @@ def test_sizes_are_true(model: Any) -> None:
     assert model.num_parameters(only_trainable=True) == 0
     memory = model.sti.memory()
     assert model.get_memory_footprint() == sum(memory.values()) - memory["peak"]
-    assert model.get_memory_footprint() < STOCK.get_memory_footprint()
 
 
 def test_narrower_dtypes_are_as_stock(model: Any) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from sti_hf.errors import UnsupportedUseError
@@ -95,7 +97,8 @@ def _guarded_class(stock: type[nn.Module], run: Run, own: type | None) -> type[n
         if LAYERS in state:
             check_layers(self, *state[LAYERS])
         inputs = named_inputs(names, args, kwargs)
-        return run(state[FORWARDS], self, inputs, lambda: stock_forward(self, *args, **kwargs))
+        forward = functools.partial(stock_forward, self, *args, **kwargs)
+        return _outside_compiler(run)(state[FORWARDS], self, inputs, forward)
 
     return _subclass(stock, forward, own)
 
@@ -108,15 +111,25 @@ def _layer_class(stock: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         state = self.__dict__
         run = functools.partial(stock_forward, self)
-        return state[FORWARDS].run_layer(self, state[LAYER], args, kwargs, run)
+        return _outside_compiler(Forwards.run_layer)(state[FORWARDS], self, state[LAYER], args, kwargs, run)
 
     return _subclass(stock, forward, None)
 
 
+def _outside_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch.compiler.disable, which imports the compiler: a second, where nobody has imported it."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return function if dynamo is None else _disabled(function)
+
+
+@functools.lru_cache(maxsize=None)
+def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
+    disabled: Callable[..., Any] = torch.compiler.disable(function)
+    return disabled
+
+
 def _subclass(stock: type[nn.Module], forward: Any, own: type | None) -> type[nn.Module]:
     """A class that looks like `stock`: Transformers asks for classes by their names."""
-    # As torch.compiler.disable would mark it, without the second that importing the compiler takes.
-    forward._torchdynamo_disable = True
     bases = (GuardedModule, stock) if own is None else (own, GuardedModule, stock)
     names = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(stock.__name__, bases, {**names, "forward": forward, "stock_class": stock})

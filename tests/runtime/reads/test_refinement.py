@@ -69,7 +69,7 @@ def load() -> Iterator[Load]:
     models = []
 
     def load(store: ShardStore, rate: float = 0.0, **options: Any) -> Any:
-        config = STIConfig(**{"target_latency": T, "preload_budget": 0, "seq_len": 64, "refine": True, **options})
+        config = STIConfig(**{"target_latency": T, "preload_budget": 0, "seq_len": 16, "refine": True, **options})
 
         def plan(wanted: STIConfig, workload: Workload) -> Any:
             return make_plan(
