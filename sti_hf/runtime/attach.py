@@ -43,7 +43,7 @@ def detach(model: PreTrainedModel) -> None:
 
 
 def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> None:
-    architecture = forwards.architecture
+    architecture = forwards.engine.architecture
     base: Any = model.base_model
     # Transformers puts its capture hooks (output_hidden_states) on the layers there are at the first capture.
     maybe_install_capturing_hooks(base)

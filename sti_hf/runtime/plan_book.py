@@ -12,6 +12,9 @@ from sti_hf.errors import InfeasibleLatencyError, UnsupportedUseError
 from sti_hf.planning import ExecutionPlan, Planner, Workload
 from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
 
+PREDICTIONS = 1000
+"""How many are kept, so that each is made once."""
+
 
 class PlanBook:
     """Plans of one configuration. What stands beside a text in a batch does not change its plan.
@@ -24,6 +27,7 @@ class PlanBook:
         self.planner, self.config = planner, config
         self._plans: dict[int, ExecutionPlan] = {}
         self._pinned: ExecutionPlan | None = None
+        self._predicted: dict[tuple[ExecutionPlan, Workload], float] = {}
         self._announced_smaller = False
         self.first = self._planned(tokens or config.seq_len)
 
@@ -53,6 +57,15 @@ class PlanBook:
             f"The key/value cache was made by a submodel of {n} x {m}, and the plans of this session run "
             f"{plan.submodel[0]} x {plan.submodel[1]}: begin the text anew, without that cache."
         )
+
+    def predicted(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """Seconds that a plan is predicted to take for some work, its preload buffer filled."""
+        key = plan, workload
+        if key not in self._predicted:
+            if len(self._predicted) >= PREDICTIONS:
+                self._predicted.clear()
+            self._predicted[key] = self.planner.latency(plan, workload)
+        return self._predicted[key]
 
     def wanted(self, plan: ExecutionPlan) -> np.ndarray | None:
         """int64 `[N, M]`: the fidelities to read up to where there is time; None where runs are not refined."""

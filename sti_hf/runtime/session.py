@@ -13,6 +13,7 @@ from sti_hf.config import STIConfig
 from sti_hf.errors import UnsupportedUseError
 from sti_hf.planning import ExecutionPlan, Planner
 from sti_hf.runtime.attach import attach
+from sti_hf.runtime.engine import Engine
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.plan_book import PlanBook
@@ -48,22 +49,22 @@ class STISession:
         prepared = PreparedPlan(store, book.first, path, wanted=wanted, staging_budget=config.staging_budget)
         streamer = ShardStreamer(store, prepared, rate_limit)
         streamer.start()
-        self._forwards = Forwards(architecture_of(store.index.model_type), book, streamer, Tables(store, rate_limit))
+        self._engine = Engine(architecture_of(store.index.model_type), book, streamer, Tables(store, rate_limit))
 
     @property
     def config(self) -> STIConfig:
         """What was asked for."""
-        return self._forwards.book.config
+        return self._engine.book.config
 
     @property
     def plan(self) -> ExecutionPlan:
         """The plan that ran last, or will run next."""
-        return self._forwards.streamer.prepared.plan
+        return self._engine.streamer.prepared.plan
 
     @property
     def last_run(self) -> RunTimeline | None:
         """What the last inference took."""
-        return self._forwards.last_run
+        return self._engine.last_run
 
     def replan(self, target_latency: float | str | None = None, preload_budget: int | str | None = None) -> None:
         """Plans anew for another T or S, keeping of the preload buffer what the new plan wants too.
@@ -71,28 +72,28 @@ class STISession:
         Where that is refused or interrupted, everything stays as it was.
         """
         changes = {"target_latency": target_latency, "preload_budget": preload_budget}
-        with self._forwards.turn():
+        with self._engine.quiet_turn():
             config = self.config.replaced(**{name: v for name, v in changes.items() if v is not None})
-            self._forwards.rebook(self._forwards.book.replanned(config, self.plan.workload.tokens))
-            self._forwards.prefetch()
+            self._engine.rebook(self._engine.book.replanned(config, self.plan.workload.tokens))
+            self._engine.prefetch()
 
     def use(self, plan: ExecutionPlan) -> None:
         """Runs this plan from now on, whatever the number of tokens, until the next `replan`."""
-        with self._forwards.turn():
-            self._forwards.rebook(self._forwards.book.pinned(plan))
+        with self._engine.quiet_turn():
+            self._engine.rebook(self._engine.book.pinned(plan))
 
     def prefetch(self) -> None:
         """Starts reading for the next inference, as far ahead as the staging buffer allows."""
-        self._forwards.prefetch()
+        self._engine.prefetch()
 
     def memory(self) -> dict[str, int]:
         """Bytes of weights in memory now: resident, preload, staging, working buffer; and the most there ever were."""
         resident = self._resident_bytes()
-        return {"resident": resident, **self._forwards.buffer_sizes(), "peak": resident + self._forwards.most_buffered}
+        return {"resident": resident, **self._engine.buffer_sizes(), "peak": resident + self._engine.most_buffered}
 
     def close(self) -> None:
         """Stops reading and gives back memory, threads and files; the model cannot run any more."""
-        self._forwards.close()
+        self._engine.close()
 
     def __enter__(self) -> STISession:
         return self
@@ -104,7 +105,7 @@ class STISession:
         """Makes `model`, a stock one whose weights may be missing yet, run from this session. Raises `StoreError`."""
         if self._model is not None:
             raise UnsupportedUseError("This session has a model already: open another one.")
-        attach(model, self.store, self._forwards)
+        attach(model, self.store, Forwards(self._engine))
         self._model = weakref.ref(model)
         setattr(model, "sti", self)  # noqa: B010 - mypy takes modules' attributes for tensors
 
@@ -117,4 +118,4 @@ class STISession:
     def _resident_bytes(self) -> int:
         model = None if self._model is None else self._model()
         tensors = () if model is None else (*model.parameters(), *model.buffers())
-        return self._forwards.tables.resident_bytes + sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+        return self._engine.tables.resident_bytes + sum({t.data_ptr(): t.nbytes for t in tensors}.values())

@@ -303,7 +303,7 @@ def test_two_processes_measure_the_same(folder: Path, store: Path, profiled: Pat
     arguments = [*EXHAUSTIVE, "--dataset", str(folder / "data"), "--json"]
     environment = {**os.environ, "STI_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, *launch, "-m", "sti_hf.profiling.importance", str(store), *map(str, arguments)],
+        [sys.executable, *launch, "-m", "sti_hf.cli", "profile-importance", str(store), *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,

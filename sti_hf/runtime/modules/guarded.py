@@ -1,7 +1,7 @@
 """The modules of a stock model that keep order: each becomes an instance of a subclass of its own class.
 
-A subclass, and not a hook or a patched instance: it needs no reference from a module to itself, so that a deleted model
-is freed at once, and hooks of a user, of accelerate or of Transformers come and go around it.
+A subclass, and not a hook or a patched instance: it needs no reference from a module to itself, so that a deleted
+model is freed at once, and hooks of a user, of accelerate or of Transformers come and go around it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class GuardedModule(StoredPart):
 def guard(module: nn.Module, forwards: Forwards, run: Run, own: type | None = None) -> None:
     """Lets `run`, a method of `Forwards`, run the forward of a module; `own` adds methods to its class."""
     module.__dict__[FORWARDS] = forwards
-    module.__class__ = _guarded_class(type(module), run, own)
+    stock: Any = type(module)  # mypy takes no class of modules for hashable
+    module.__class__ = _guarded_class(stock, run, own)
 
 
 def guard_layers(stack: nn.Module, name: str, forwards: Forwards) -> None:
@@ -41,7 +42,8 @@ def guard_layers(stack: nn.Module, name: str, forwards: Forwards) -> None:
     layers = getattr(stack, name)
     for index, layer in enumerate(layers):
         layer.__dict__.update({FORWARDS: forwards, LAYER: index})
-        layer.__class__ = _layer_class(type(layer))
+        stock: Any = type(layer)
+        layer.__class__ = _layer_class(stock)
     stack.__dict__[LAYERS] = name, len(layers)
     layers.__dict__[FORWARDS] = forwards
     layers.__class__ = PlannedLayers
@@ -73,7 +75,7 @@ class PlannedLayers(GuardedModule, nn.ModuleList):
     def _planned(self) -> list[nn.Module]:
         every = list(self._modules.values())
         executed = self.__dict__[FORWARDS].executed_layers()
-        return every if executed is None else [every[layer] for layer in executed]  # type: ignore[misc]
+        return every if executed is None else [every[layer] for layer in executed]
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self._planned())
@@ -104,7 +106,7 @@ def _guarded_class(stock: type[nn.Module], run: Run, own: type | None) -> type[n
 
 
 @functools.cache
-def _layer_class(stock: type[nn.Module]) -> type[nn.Module]:
+def _layer_class(stock: Any) -> type[nn.Module]:
     stock_forward: Any = stock.forward
 
     @functools.wraps(stock_forward)
@@ -122,7 +124,7 @@ def _outside_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if dynamo is None else _disabled(function)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
     disabled: Callable[..., Any] = torch.compiler.disable(function)
     return disabled

@@ -19,7 +19,7 @@ class StoredModel:
 
     @property
     def _session(self) -> STISession:
-        return self.__dict__["sti"]  # type: ignore[no-any-return]
+        return self.__dict__["sti"]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A model is pickled as its store and its configurations, and reopens there."""

@@ -84,7 +84,7 @@ def load() -> Iterator[Load]:
 
         session = STISession(store, config, Plans(plan), EXACT, rate)
         models.append(load_model_on(store, session))
-        session._forwards.streamer.stop()  # what was read before the first forward would be a head start
+        session._engine.streamer.stop()  # what was read before the first forward would be a head start
         return models[-1]
 
     yield load
@@ -94,9 +94,9 @@ def load() -> Iterator[Load]:
 
 def set_rate(model: Any, rate: float) -> None:
     """From now on the disk of the model's shards has this rate."""
-    forwards = model.sti._forwards
-    forwards.streamer.close()
-    forwards.streamer = ShardStreamer(model.sti.store, forwards.streamer.prepared, rate)
+    engine = model.sti._engine
+    engine.streamer.close()
+    engine.streamer = ShardStreamer(model.sti.store, engine.streamer.prepared, rate)
 
 
 def twin(store: ShardStore, bits: np.ndarray) -> torch.Tensor:
@@ -302,7 +302,7 @@ def test_reading_at_the_planned_rate_is_never_late(
     store: ShardStore, load: Load, target: float, preload: int | str
 ) -> None:
     session = load(store, target_latency=target, preload_budget=preload).sti
-    plan, placement = session.plan, session._forwards.streamer.prepared.placement
+    plan, placement = session.plan, session._engine.streamer.prepared.placement
     requests, _ = placement.streamed_requests
     chosen = placement.purposes(requests) != EXTRA
     nothing_read = np.full(len(requests), np.nan, dtype=TIMING)
