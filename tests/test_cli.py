@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoint
-from sti_hf.integrations.checkpoint import TOKENIZER_FILES
 from sti_hf.integrations.session import device_profile_path
+from sti_hf.integrations.tokenizer import TOKENIZER_FILES
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Result, Sti, done
 from tests.integrations.checkpoints import DEVICE, checkpoint

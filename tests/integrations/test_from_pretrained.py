@@ -26,8 +26,8 @@ from transformers import (
 from transformers.utils import logging
 
 from sti_hf import STIConfig
-from sti_hf.integrations.checkpoint import resolve_store
 from sti_hf.integrations.from_pretrained import install
+from sti_hf.integrations.store_cache import resolve_store
 from tests.integrations.checkpoints import STOCK, checkpoint, difference, save_checkpoint
 from tests.models import TASK_HEADS, tiny_inputs, tiny_model
 
