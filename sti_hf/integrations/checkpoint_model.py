@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -33,7 +36,7 @@ def checkpoint_model(source: Source, model_class: type[PreTrainedModel] | None =
     weights = read_weights(source, weight_files(source, content))
     named = model_class or named_class(config)
     chosen: Any = named or bare_class(config)
-    with in_one_sentence(f"{source.name} cannot be loaded as {chosen.__name__}"):
+    with in_one_sentence(f"{source.name} cannot be loaded as {chosen.__name__}"), _without_load_report():
         model, report = chosen.from_pretrained(
             None,
             config=config,
@@ -47,6 +50,22 @@ def checkpoint_model(source: Source, model_class: type[PreTrainedModel] | None =
     _check_report(source, model, report, weights)
     model.config.name_or_path = source.name
     return model
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Without Transformers' report of what it has made up: that is an error here, not a warning. For this thread."""
+    thread = threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.thread != thread or "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def source_config(source: Source) -> dict[str, Any]:
@@ -66,8 +85,8 @@ def source_config(source: Source) -> dict[str, Any]:
         raise StoreError(f"{source.name} is a store that has lost its index; copy it again or shard the model again.")
     if quantization:
         raise SourceError(
-            f"{source.name} is quantized already ({method or 'as its config.json says'}): shard the checkpoint that it "
-            "was made from."
+            f"{source.name} is quantized already ({method or 'as its config.json says'}): shard the checkpoint that "
+            "it was made from."
         )
     return content
 

@@ -27,7 +27,7 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The Transformers class that a checkpoint or store was saved from. Raises `SourceError` where that is unclear."""
     found = named_class(config)
     if found is None:
-        raise SourceError(unclear_class(config.name_or_path, config))
+        raise SourceError(unclear_class(str(config.name_or_path), config))
     return found
 
 

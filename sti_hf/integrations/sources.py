@@ -87,8 +87,8 @@ class Source:
         path = self.find(CONFIG_FILE)
         if path is None and self.folder is None:
             raise SourceNotFoundError(
-                f"There is no {CONFIG_FILE} of {self.name} on https://huggingface.co, or it cannot be reached from here "
-                "and is not in the cache."
+                f"There is no {CONFIG_FILE} of {self.name} on https://huggingface.co, or it cannot be reached from "
+                "here and is not in the cache."
             )
         if path is None:
             raise SourceNotFoundError(f"{self.name} is not a checkpoint: it has no {CONFIG_FILE}.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sti_hf import native
@@ -65,17 +65,17 @@ def write_store(
     order = [tuple(map(int, layer)) for layer in slice_order or [range(grid.slices)] * grid.layers]
     layers = _layers(model, architecture, grid)
     dtype = _weight_dtype(layers, architecture)
+    matrix_paths = _matrix_paths(model, architecture, grid)
     with whole_or_absent(destination, permissions) as folder:
         tables, table_keys = _write_tables(model, architecture, folder)
-        left_out = {f"{key}.weight" for keys in _matrix_keys(model, architecture, grid) for key in keys.values()}
+        left_out = {f"{path}.weight" for paths in matrix_paths for path in paths.values()}
         resident = _resident(model, architecture, grid, order, left_out | table_keys)
-        save_file(resident, folder / RESIDENT_FILE, metadata={"format": "pt"})
+        # Not `save_file`: it gives modes of its own.
+        (folder / RESIDENT_FILE).write_bytes(save(resident, metadata={"format": "pt"}))
         written = []
         with SafetensorsWriter(folder / SHARDS_FILE, grid.layers) as writer:
-            for layer, keys in enumerate(_matrix_keys(model, architecture, grid)):
-                weights = {name: _weight(model, key) for name, key in keys.items()}
-                for name, weight in weights.items():
-                    _refuse_not_finite(f"{keys[name]}.weight", weight)
+            for layer, paths in enumerate(matrix_paths):
+                weights = _matrices(model, paths)
                 shards = split_layer(weights, architecture.matrices, grid, order[layer])
                 quantized = quantizer.quantize_layer(layer, shards.float(), grid)
                 written.append(write_layer(writer, layer, quantized, shards if full else None))
@@ -149,13 +149,20 @@ def _refuse_not_finite(name: str, tensor: Tensor) -> None:
         raise SourceError(f"The weight {name} holds values that are not finite (NaN or infinite): it is damaged.")
 
 
-def _matrix_keys(model: PreTrainedModel, architecture: Architecture, grid: Grid) -> list[dict[str, str]]:
-    """For every layer, where the model has its matrices, by their names."""
+def _matrix_paths(model: PreTrainedModel, architecture: Architecture, grid: Grid) -> list[dict[str, str]]:
+    """For every layer, the paths of its matrices in the model, by their names."""
     layers = f"{base_prefix(model)}{architecture.layers}"
     return [
         {matrix.name: f"{layers}.{layer}.{matrix.module}" for matrix in architecture.matrices}
         for layer in range(grid.layers)
     ]
+
+
+def _matrices(model: PreTrainedModel, paths: Mapping[str, str]) -> dict[str, Tensor]:
+    weights = {name: _weight(model, path) for name, path in paths.items()}
+    for name, weight in weights.items():
+        _refuse_not_finite(f"{paths[name]}.weight", weight)
+    return weights
 
 
 def _resident(
