@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from transformers.utils import logging
 from sti_hf.architectures import get_architecture
 from sti_hf.errors import SourceError
 from sti_hf.integrations.calibration_text import CalibrationText, Texts, calibration_batches
-from sti_hf.integrations.checkpoint_model import checkpoint_model, source_config
+from sti_hf.integrations.checkpoint_model import NO_ARGUMENTS, checkpoint_model, source_config
 from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
 from sti_hf.integrations.tokenizer import copy_tokenizer, tokenizer_files
 from sti_hf.integrations.weight_files import weight_files
@@ -34,6 +35,7 @@ def shard_checkpoint(
     calibration: CalibrationText | None = None,
     full: bool = True,
     model_class: type[PreTrainedModel] | None = None,
+    model_arguments: Mapping[str, Any] = NO_ARGUMENTS,
     **hub: Any,
 ) -> ShardStore:
     """Shards a checkpoint into a store, with progress bars.
@@ -45,6 +47,7 @@ def shard_checkpoint(
         calibration: text for the quantizer "calibrated", such as the model will be used on. Minutes of work.
         full: keep the checkpoint's own weights too.
         model_class: what it is sharded as; None: the class that its configuration names.
+        model_arguments: what the class is made with beside its configuration, such as `add_pooling_layer=False`.
         **hub: with which `from_pretrained` finds files (revision, token, subfolder, variant, use_safetensors, ...).
 
     Raises `STIError` with one sentence if the checkpoint is not there or its family is not supported, if it is
@@ -58,6 +61,7 @@ def shard_checkpoint(
         calibration=calibration,
         full=full,
         model_class=model_class,
+        model_arguments=model_arguments,
     )
 
 
@@ -69,6 +73,7 @@ def shard_source(
     calibration: CalibrationText | None = None,
     full: bool = True,
     model_class: type[PreTrainedModel] | None = None,
+    model_arguments: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> ShardStore:
     """Shards a checkpoint whose files are found already (see `shard_checkpoint`)."""
     if source.find(INDEX_FILE) is not None:
@@ -78,7 +83,7 @@ def shard_source(
         raise SourceError(f"The quantizer {name!r} takes no calibration text; leave out one of the two.")
     chosen = get_quantizer(name) if calibration is None else None
     texts = calibration.read() if calibration is not None else []
-    model = checkpoint_model(source, model_class)
+    model = checkpoint_model(source, model_class, model_arguments)
     if chosen is None:
         chosen = _calibrated(model, texts, source)
     grid = get_architecture(model.config).grid(model.config)

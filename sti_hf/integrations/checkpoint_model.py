@@ -19,15 +19,21 @@ from sti_hf.integrations.model_classes import bare_class, named_class, unclear_c
 from sti_hf.integrations.sources import ADAPTER_FILE, Source, in_one_sentence
 from sti_hf.integrations.weight_files import read_weights, weight_files
 
+NO_ARGUMENTS: Mapping[str, Any] = {}
 SHOWN = 4
 """How many keys a message names."""
 
 
-def checkpoint_model(source: Source, model_class: type[PreTrainedModel] | None = None) -> PreTrainedModel:
+def checkpoint_model(
+    source: Source,
+    model_class: type[PreTrainedModel] | None = None,
+    model_arguments: Mapping[str, Any] = NO_ARGUMENTS,
+) -> PreTrainedModel:
     """The model of a checkpoint in eval mode, its weights mapped from the files, in their own dtype.
 
     `model_class` is what it is a model of; None: the class that its configuration names, or the bare encoder where
-    that is unclear and the checkpoint holds nothing else. A head that the checkpoint has and the class has not is left
+    that is unclear and the checkpoint holds nothing else. `model_arguments` go to the class beside the configuration
+    (`add_pooling_layer=False`). A head that the checkpoint has and the class has not is left
     out. Raises `UnsupportedModelError` for a family that is not supported, `SourceError` where the checkpoint is
     damaged, quantized already, an adapter, lacks weights of the class, or has layers that the class has not.
     """
@@ -44,6 +50,7 @@ def checkpoint_model(source: Source, model_class: type[PreTrainedModel] | None =
             dtype="auto",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # only to learn their names: _check_report refuses them
+            **model_arguments,
         )
     if named is None and report["unexpected_keys"]:
         raise SourceError(unclear_class(source.name, config))
@@ -133,10 +140,12 @@ def _check_report(
         )
     missing = set(report["missing_keys"]) | _silently_missing(model, weights)
     if missing:
+        only_pooler = all(".pooler." in f".{key}" for key in missing)
         raise SourceError(
             f"{name} lacks {len(missing)} of the weights of {class_name} ({_listed(missing)}): it is damaged, of "
-            "another model than its config.json says, or was saved as another class; name that class (model_class= or "
-            "--model-class), or train the model for its task first."
+            "another model than its config.json says, or was saved as another class; "
+            + ("go without the pooler (add_pooling_layer=False), or " if only_pooler else "")
+            + "name that class (model_class= or --model-class), or train the model for its task first."
         )
     without_place = _without_place(model, report["unexpected_keys"])
     if without_place:

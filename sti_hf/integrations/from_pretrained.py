@@ -63,7 +63,8 @@ def _load(
     stock: Any, cls: type[PreTrainedModel], source: Any, sti_config: STIConfig, args: Any, kwargs: dict[str, Any]
 ) -> Any:
     hub = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
-    store = resolve_store(source, sti_config.quantizer, cls, **hub)
+    arguments = {name: kwargs[name] for name in ("add_pooling_layer",) if name in kwargs}
+    store = resolve_store(source, sti_config.quantizer, cls, arguments, **hub)
     kwargs = _with_config(cls, {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS})
     with ThreadPoolExecutor(1, thread_name_prefix="sti_resident") as reader:
         resident = reader.submit(read_resident, store)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import inspect
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from sti_hf.errors import STIError, StoreError
 from sti_hf.integrations.checkpoint import shard_source, source_files
-from sti_hf.integrations.checkpoint_model import source_config
+from sti_hf.integrations.checkpoint_model import NO_ARGUMENTS, source_config
 from sti_hf.integrations.model_classes import named_class
 from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
 from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
@@ -28,24 +29,28 @@ def cache_home() -> Path:
 
 
 def resolve_store(
-    source: str | Path, quantizer: str, model_class: type[PreTrainedModel] | None = None, **hub: Any
+    source: str | Path,
+    quantizer: str,
+    model_class: type[PreTrainedModel] | None = None,
+    model_arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    **hub: Any,
 ) -> ShardStore:
     """The store that `source` is, or the one its checkpoint has been sharded into in the cache (now, if need be).
 
-    `model_class` is what the checkpoint is sharded as (None: the class that its configuration names); `hub` are the
-    arguments with which `from_pretrained` finds files. Raises what `shard_checkpoint` does, and `StoreError` where a
-    store has to be made and the cache cannot be written.
+    `model_class` is what the checkpoint is sharded as (None: the class that its configuration names), made with
+    `model_arguments`; `hub` are the arguments with which `from_pretrained` finds files.
+    Raises what `shard_checkpoint` does, and `StoreError` where a store has to be made and the cache cannot be written.
     """
     files = Source.of(source, **hub)
     index = files.find(INDEX_FILE)
     if index is not None:
         return ShardStore.open(index.parent if files.folder is not None else _fetched(files, index))
-    path = cache_home() / "stores" / _name(files, quantizer, model_class)
+    path = cache_home() / "stores" / _name(files, quantizer, model_class, model_arguments)
     if is_store(path):
         return ShardStore.open(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return shard_source(files, path, quantizer=quantizer, model_class=model_class)
+        return shard_source(files, path, quantizer=quantizer, model_class=model_class, model_arguments=model_arguments)
     except OSError as error:
         if is_store(path):  # another process has written it meanwhile
             return ShardStore.open(path)
@@ -67,7 +72,9 @@ def _fetched(source: Source, index: Path) -> Path:
     return index.parent
 
 
-def _name(source: Source, quantizer: str, model_class: type[PreTrainedModel] | None) -> str:
+def _name(
+    source: Source, quantizer: str, model_class: type[PreTrainedModel] | None, model_arguments: Mapping[str, Any]
+) -> str:
     """Names the cached store of a checkpoint as it is now: whatever gives another store gives another name."""
     if source.folder is not None:
         state = [_file_state(path) for path in source_files(source)]
@@ -75,7 +82,8 @@ def _name(source: Source, quantizer: str, model_class: type[PreTrainedModel] | N
         # The snapshot's folder is named by the commit, so its path names the content of every file.
         source_config(source)
         state = [str(source.find(CONFIG_FILE)), str(source.variant), str(source.use_safetensors)]
-    key = "\n".join([*state, _class_state(source, model_class), quantizer, str(FORMAT_VERSION)])
+    made_as = [_class_state(source, model_class), repr(sorted(model_arguments.items()))]
+    key = "\n".join([*state, *made_as, quantizer, str(FORMAT_VERSION)])
     name = Path(source.location).resolve().name if source.folder is not None else source.name.rpartition("/")[2]
     return f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 

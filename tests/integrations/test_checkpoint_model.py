@@ -201,6 +201,22 @@ def test_nothing_is_missing_from_what_transformers_saves(tmp_path: Path, model_c
     assert architectures(shard_checkpoint(source, tmp_path / "s", quantizer="gobo")) == [model_class.__name__]
 
 
+def test_a_pooler_that_is_missing_can_be_left_out(tmp_path: Path) -> None:
+    source = checkpoint(BertForMaskedLM, tmp_path / "masked")
+    assert "add_pooling_layer=False" in refused(source, tmp_path, "lacks 2 .*pooler", model_class=BertModel)
+    without = {"add_pooling_layer": False}
+    store = shard_checkpoint(source, tmp_path / "s", quantizer="gobo", model_class=BertModel, model_arguments=without)
+    assert not [name for name in read_resident(store) if "pooler" in name]
+    model, stock = (
+        AutoModel.from_pretrained(source, add_pooling_layer=False, **options)
+        for options in ({"sti_config": STOCK}, {})
+    )
+    inputs = tiny_inputs(stock)
+    with torch.no_grad():
+        assert difference(model(**inputs), stock(**inputs)) < 1e-5
+    model.sti.close()
+
+
 @pytest.mark.parametrize("lost", [LAYER, "bert.embeddings.LayerNorm.bias", "bert.pooler.dense.weight"])
 def test_lost_weights(classifier: Path, tmp_path: Path, lost: str) -> None:
     broken = reweighted(classifier, tmp_path / "broken", **{lost: None})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,34 +15,43 @@ from sti_hf.shards.permissions import readers_of
 from sti_hf.shards.unfinished import SUFFIX
 from sti_hf.shards.whole import whole_or_absent, whole_or_unchanged, write_whole
 
-WRITERS = {
-    "folder": "with whole_or_absent(path) as folder: (folder / 'part').write_text('half'); wait()",
-    "replacement": "with whole_or_unchanged(path) as folder: (folder / 'part').write_text('half'); wait()",
-    "file": "class Slow(bytes):\n    __len__ = lambda self: wait()\n"
-    "from sti_hf.shards import whole\nwhole.os.fsync = lambda descriptor: wait()\nwrite_whole(path, b'half')",
-}
+WRITERS = ("folder", "replacement", "file")
+CONTEXT = multiprocessing.get_context("fork")
 
 
-@contextmanager
-def writing(what: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+class Writer:
     """A process that is in the middle of writing."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from sti_hf.shards.whole import whole_or_absent, whole_or_unchanged, write_whole\n"
-        "path = Path(sys.argv[1])\n"
-        "def wait(): print('half', flush=True); sys.stdin.read()\n" + WRITERS[what]
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"half\n"
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(30)
-        process.stdout.close()
-        assert process.stdin is not None
-        process.stdin.close()
+
+    def __init__(self, what: str, path: Path) -> None:
+        self.path = path
+        self.half, self.go_on = CONTEXT.Event(), CONTEXT.Event()
+        self.process = CONTEXT.Process(target=getattr(self, what), daemon=True)
+        self.process.start()
+        assert self.half.wait(60)
+
+    def folder(self) -> None:
+        with whole_or_absent(self.path) as folder:
+            self.wait_in(folder)
+
+    def replacement(self) -> None:
+        with whole_or_unchanged(self.path) as folder:
+            self.wait_in(folder)
+
+    def file(self) -> None:
+        whole.os.fsync = lambda descriptor: self.wait()  # type: ignore[assignment]
+        write_whole(self.path, b"half")
+
+    def wait_in(self, folder: Path) -> None:
+        (folder / "part").write_text("half")
+        self.wait()
+
+    def wait(self) -> None:
+        self.half.set()
+        self.go_on.wait(60)
+
+    def end(self) -> int | None:
+        self.process.join(60)
+        return self.process.exitcode
 
 
 def write(what: str, path: Path) -> None:
@@ -68,9 +75,9 @@ def folder_of(path: Path, mode: int = 0o755) -> Path:
 def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path, killed: str, next_write: str) -> None:
     if killed == "replacement":
         folder_of(tmp_path / "one")
-    with writing(killed, tmp_path / "one") as process:
-        process.kill()
-        process.wait(30)
+    writer = Writer(killed, tmp_path / "one")
+    writer.process.kill()
+    assert writer.end() == -signal.SIGKILL
     (left,) = tmp_path.glob(".*")
     assert left.name.endswith(SUFFIX)
     write(next_write, tmp_path / "another")
@@ -82,12 +89,12 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path, kil
 def test_what_is_still_being_written_stays(tmp_path: Path, what: str) -> None:
     if what == "replacement":
         folder_of(tmp_path / "one")
-    with writing(what, tmp_path / "one") as process:
-        write("folder", tmp_path / "another")
-        write("file", tmp_path / "third")
-        assert len(list(tmp_path.glob(f".*{SUFFIX}"))) == 1
-        process.communicate(timeout=30)
-        assert process.returncode == 0
+    writer = Writer(what, tmp_path / "one")
+    write("folder", tmp_path / "another")
+    write("file", tmp_path / "third")
+    assert len(list(tmp_path.glob(f".*{SUFFIX}"))) == 1
+    writer.go_on.set()
+    assert writer.end() == 0
     assert not list(tmp_path.glob(".*"))
     assert (tmp_path / "one" / "part" if what != "file" else tmp_path / "one").read_text() == "half"
 
