@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -146,6 +147,24 @@ def test_a_users_own_head(tmp_path: Path) -> None:
     refused(source, tmp_path, "name the class")
     model = Scorer.from_pretrained(source, sti_config=STOCK)
     assert head_of(model.sti.store) == {"score.weight", "score.bias"}
+    inputs = tiny_inputs(stock)
+    with torch.no_grad():
+        assert (model(**inputs) - stock(**inputs)).abs().max() < 1e-5
+    model.sti.close()
+
+
+def test_remote_code(tmp_path: Path) -> None:
+    source = save_checkpoint(tiny_model(Scorer), tmp_path / "remote")
+    lines = inspect.getsource(Scorer)
+    (source / "own_model.py").write_text(
+        f"from typing import Any\nimport torch\nfrom torch import nn\nfrom transformers import *\n\n{lines}"
+    )
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "own_model.Scorer"}}))
+    model = AutoModel.from_pretrained(source, trust_remote_code=True, sti_config=STOCK)
+    assert type(model).__module__.startswith("transformers_modules.")
+    assert head_of(model.sti.store) == {"score.weight", "score.bias"}
+    stock = Scorer.from_pretrained(source)
     inputs = tiny_inputs(stock)
     with torch.no_grad():
         assert (model(**inputs) - stock(**inputs)).abs().max() < 1e-5
