@@ -116,7 +116,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _linears(model: PreTrainedModel, architecture: Architecture, grid: Grid) -> list[dict[str, nn.Linear]]:
-    """The sliced linears of every layer. Raises `UnsupportedModelError` where they are not where the family has them."""
+    """Every layer's linears. Raises `UnsupportedModelError` where they are not where the family has them."""
     try:
         linears = architecture.linears(model)
     except AttributeError:
