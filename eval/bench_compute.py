@@ -24,7 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from eval.live_app import save_tiny
 from sti_hf import STIConfig
-from sti_hf.integrations.checkpoint import resolve_store, stock_class
+from sti_hf.integrations.model_classes import stock_class
+from sti_hf.integrations.store_cache import resolve_store
 
 DTYPES = ("float32", "bfloat16")
 TINY_LAYERS = (12, 36)

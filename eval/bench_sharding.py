@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer  # noqa: F401 (likewise)
 
 from sti_hf import shard_checkpoint
 from sti_hf.integrations.calibration_text import CalibrationText
-from sti_hf.integrations.checkpoint import stock_class
+from sti_hf.integrations.model_classes import stock_class
 from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, QUANTIZERS
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from sti_hf import STIConfig
-from sti_hf.integrations.checkpoint import stock_class
+from sti_hf.integrations.model_classes import stock_class
 from sti_hf.shards.store import ShardStore
 
 WARM_UP = 2

@@ -27,7 +27,8 @@ import sti_hf
 from eval.call_tree import Tracer
 from eval.disk import add_rate_option, disk_rate, evict
 from eval.live_app import warm_up
-from sti_hf.integrations.checkpoint import resolve_store, stock_class
+from sti_hf.integrations.model_classes import stock_class
+from sti_hf.integrations.store_cache import resolve_store
 
 
 def auto_class(config: PreTrainedConfig) -> Any:

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoint
-from sti_hf.integrations.checkpoint import TOKENIZER_FILES
 from sti_hf.integrations.session import device_profile_path
+from sti_hf.integrations.tokenizer import TOKENIZER_FILES
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Result, Sti, done
 from tests.integrations.checkpoints import DEVICE, checkpoint
@@ -71,7 +71,7 @@ def test_an_interruption(sti: Sti, model: Path, tmp_path: Path, monkeypatch: pyt
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sti_hf.shards.sharding._write_layer", interrupted)
+    monkeypatch.setattr("sti_hf.shards.sharding.write_layer", interrupted)
     assert sti("shard", model, tmp_path / "store") == Result(130, "", "sti: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 

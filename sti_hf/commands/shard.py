@@ -11,6 +11,7 @@ from sti_hf.commands.options import add_verb, print_json, show_progress
 from sti_hf.drawing import terminal
 from sti_hf.integrations.calibration_text import SAMPLES, CalibrationText
 from sti_hf.integrations.checkpoint import shard_checkpoint
+from sti_hf.integrations.model_classes import class_by_name
 from sti_hf.shards.quantizers import CALIBRATED, DEFAULT_QUANTIZER, QUANTIZER_NAMES
 
 
@@ -25,6 +26,11 @@ def add(verbs: Any) -> None:
         help=f"default: {CALIBRATED} with calibration text, else {DEFAULT_QUANTIZER}",
     )
     _add_calibration(shard)
+    shard.add_argument(
+        "--model-class",
+        metavar="NAME",
+        help="the Transformers class to shard it as, such as BertForMaskedLM; default: what its config.json says",
+    )
     shard.add_argument("--no-full", action="store_true", help="leave the 32-bit weights out")
 
 
@@ -61,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         quantizer=options.quantizer,
         calibration=_calibration(options),
         full=not options.no_full,
+        model_class=class_by_name(options.model_class) if options.model_class is not None else None,
     )
     seconds = time.perf_counter() - begun
     size = sum(store.index.files.values())

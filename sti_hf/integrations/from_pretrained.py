@@ -12,15 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sti_hf.config import STIConfig
-from sti_hf.integrations.checkpoint import resolve_store
 from sti_hf.integrations.plain_loading import build_plain, is_plain
 from sti_hf.integrations.quantizer import is_loading, loading
 from sti_hf.integrations.session import open_session
+from sti_hf.integrations.sources import HUB_ARGUMENTS
+from sti_hf.integrations.store_cache import resolve_store
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.resident import read_resident
 from sti_hf.shards.store import RESIDENT_FILE, ShardStore, is_store, store_defaults
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+SOURCE_ARGUMENTS = (*HUB_ARGUMENTS, "variant", "use_safetensors")
 
 
 def install() -> None:
@@ -61,9 +62,10 @@ def _is_ours(quantization_config: Any) -> bool:
 def _load(
     stock: Any, cls: type[PreTrainedModel], source: Any, sti_config: STIConfig, args: Any, kwargs: dict[str, Any]
 ) -> Any:
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
-    store = resolve_store(source, sti_config.quantizer, **hub)
-    kwargs = _with_config(cls, {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS})
+    hub = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
+    arguments = {name: kwargs[name] for name in ("add_pooling_layer",) if name in kwargs}
+    store = resolve_store(source, sti_config.quantizer, cls, arguments, **hub)
+    kwargs = _with_config(cls, {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS})
     with ThreadPoolExecutor(1, thread_name_prefix="sti_resident") as reader:
         resident = reader.submit(read_resident, store)
         session = open_session(store, sti_config, cls)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedModel
 from sti_hf.architectures import get_architecture
 from sti_hf.architectures.base import base_prefix
 from sti_hf.errors import StoreError
-from sti_hf.integrations.checkpoint import stock_class
+from sti_hf.integrations.model_classes import stock_class
 from sti_hf.shards.partition import inverse_order, join_layer, permute_biases
 from sti_hf.shards.reading import read_full_layer, read_table
 from sti_hf.shards.resident import read_resident

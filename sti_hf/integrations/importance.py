@@ -21,8 +21,8 @@ from transformers.utils import logging
 from sti_hf.architectures import get_architecture
 from sti_hf.architectures.layer_runner import LayerRunner
 from sti_hf.errors import ConfigurationError
-from sti_hf.integrations.checkpoint import cache_home
 from sti_hf.integrations.full_model import full_model
+from sti_hf.integrations.store_cache import cache_home
 from sti_hf.integrations.tokenizer import load_tokenizer
 from sti_hf.planning.importance_file import (
     METHODS,

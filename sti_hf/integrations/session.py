@@ -18,9 +18,10 @@ from transformers.utils import logging
 from sti_hf import native
 from sti_hf.config import STIConfig
 from sti_hf.errors import ConfigurationError
-from sti_hf.integrations.checkpoint import cache_home, stock_class
+from sti_hf.integrations.model_classes import stock_class
 from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.quantizer import loading
+from sti_hf.integrations.store_cache import cache_home
 from sti_hf.planning import DeviceProfile, ExecutionPlan, ImportanceProfile, make_plan
 from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_path, read_profile, submodel_accuracy
 from sti_hf.planning.refinement import PLANE_FIDELITIES

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from sti_hf import native
 from sti_hf.architectures import Architecture
@@ -44,7 +44,7 @@ def reorder_store(
         shutil.copytree(store.path, folder, ignore=lambda at, names: rewritten & set(names), dirs_exist_ok=True)
         resident = read_resident(store)
         permute_biases(resident, architecture, store.grid, order)
-        save_file(resident, folder / RESIDENT_FILE, metadata={"format": "pt"})
+        (folder / RESIDENT_FILE).write_bytes(save(resident, metadata={"format": "pt"}))
         offsets = []
         with SafetensorsWriter(folder / SHARDS_FILE, store.grid.layers) as writer:
             for layer in range(store.grid.layers):

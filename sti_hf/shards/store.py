@@ -152,10 +152,10 @@ class ShardStore:
         Raises `StoreError` if the folder is no store, its format is newer, its index is damaged, or a file is missing
         or cut short. Contents are checked when they are read, or all at once by `verify`.
         """
-        path = Path(path)
+        path = Path(path).absolute()  # it is opened again later, from wherever the process is then
         if not is_store(path):
             raise StoreError(f"{path} is not a store (it has no {INDEX_FILE}); make one with `sti shard SRC {path}`.")
-        index = StoreIndex.from_json((path / INDEX_FILE).read_text())
+        index = StoreIndex.from_json((path / INDEX_FILE).read_text(errors="replace"))
         for name, size in index.files.items():
             if Path(name).name != name:
                 raise StoreError(f"{INDEX_FILE} names the file {name!r}, which is not inside the store.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from transformers import BertTokenizer, PreTrainedModel
 
+from sti_hf import shard_checkpoint
+from sti_hf.errors import SourceError
 from sti_hf.integrations import session
 from sti_hf.planning import DeviceProfile
 from tests.models import VOCABULARY, tiny_model
@@ -66,3 +70,21 @@ def difference(one: Any, other: Any) -> float:
     assert pairs
     assert all(a.shape == b.shape for a, b in pairs)
     return max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
+
+
+def edited(source: Path, folder: Path, **fields: Any) -> Path:
+    """A copy of a checkpoint with other fields in its configuration."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+def refused(source: Path, folder: Path, sentence: str, **options: Any) -> str:
+    """That it is refused to be sharded, in one sentence, which is returned, and that nothing is left of it."""
+    with pytest.raises(SourceError, match=sentence) as error:
+        shard_checkpoint(source, folder / "store", quantizer="gobo", **options)
+    assert "\n" not in str(error.value)
+    assert not (folder / "store").exists()
+    assert not list(folder.glob(".*"))
+    return str(error.value)

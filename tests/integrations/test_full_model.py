@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -45,8 +47,10 @@ def test_what_it_cannot_give(tmp_path):
     model = tiny_model(next(one for one in CLASSES if one.__name__ == "BertForSequenceClassification"))
     with pytest.raises(StoreError, match="no full weights"):
         full_model(store_of(model, tmp_path / "small", "gobo", full=False))
-    headless = store_of(model, tmp_path / "headless", "gobo", missing=["classifier.weight", "classifier.bias"])
-    with pytest.raises(StoreError, match=r"no weights for classifier\.\w+, because its checkpoint had none"):
+    headless = store_of(model, tmp_path / "headless", "gobo")  # of another class than its configuration says
+    config = json.loads((headless.path / "config.json").read_text())
+    (headless.path / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(StoreError, match=r"no weights for cls\.[\w.]+, because its checkpoint had none"):
         full_model(headless)
 
 

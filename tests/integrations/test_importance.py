@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from sti_hf import ExecutionPlan, ShardStore, shard_checkpoint
-from sti_hf.integrations.checkpoint import TOKENIZER_FILES
 from sti_hf.integrations.importance import profile_importance
+from sti_hf.integrations.tokenizer import TOKENIZER_FILES
 from sti_hf.planning.effects import EffectsImportance
 from sti_hf.planning.exhaustive import ExhaustiveImportance
 from sti_hf.planning.importance_file import best_first, profile_names, read_profile, submodel_accuracy, write_profile

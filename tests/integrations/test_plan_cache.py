@@ -12,8 +12,8 @@ import pytest
 
 from sti_hf import STIConfig
 from sti_hf.integrations import plan_cache, session
-from sti_hf.integrations.checkpoint import cache_home
 from sti_hf.integrations.session import open_session, plan_store
+from sti_hf.integrations.store_cache import cache_home
 from sti_hf.shards.store import INDEX_FILE, ShardStore
 from tests.integrations.checkpoints import DEVICE
 

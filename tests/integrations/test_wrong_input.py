@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from sti_hf import ShardStore, StoreError, shard_checkpoint
-from sti_hf.integrations.checkpoint import cache_home
+from sti_hf.integrations.store_cache import cache_home
 from sti_hf.native import StreamError
 from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE
 from tests.integrations.checkpoints import STOCK, checkpoint

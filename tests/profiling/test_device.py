@@ -21,8 +21,8 @@ from transformers.utils import logging
 from sti_hf import DeviceProfile, ShardStore
 from sti_hf.config import COMPUTE_DTYPES
 from sti_hf.integrations import session
-from sti_hf.integrations.checkpoint import cache_home
 from sti_hf.integrations.session import device_profile, device_profile_path, load_model_on
+from sti_hf.integrations.store_cache import cache_home
 from sti_hf.profiling import device
 from sti_hf.profiling.device import STEPS, TOKENS, measure_device
 from sti_hf.runtime.gemm import GEMMS
