@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from sti_hf import native
 from sti_hf.architectures.base import WORD_EMBEDDINGS
 from sti_hf.config import STIConfig
-from sti_hf.planning import DeviceProfile, ExecutionPlan
+from sti_hf.planning import DeviceProfile, ExecutionPlan, OnePlan
 from sti_hf.planning.baselines import preloaded_model
 from sti_hf.runtime.buffers import allocate
 from sti_hf.runtime.gemm import ComputePath, available_paths
@@ -159,7 +159,7 @@ def preloaded_plan(store: ShardStore, layers: int, width: int, bits: int) -> Exe
 @contextmanager
 def _runner(store: ShardStore, load_model: LoadModel, path: ComputePath) -> Iterator[_Runner]:
     start = preloaded_plan(store, 1, store.grid.slices, BITS)
-    session = STISession(store, STIConfig(), lambda config, tokens: start, path)
+    session = STISession(store, STIConfig(), OnePlan(start), path)
     try:
         yield _Runner(store, session, load_model(session))
     finally:

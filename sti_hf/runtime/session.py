@@ -21,7 +21,7 @@ from sti_hf.architectures import Architecture, get_architecture
 from sti_hf.architectures.base import WORD_EMBEDDINGS
 from sti_hf.config import STIConfig
 from sti_hf.errors import InfeasibleLatencyError
-from sti_hf.planning import ExecutionPlan
+from sti_hf.planning import ExecutionPlan, Planner, Workload, missed_target
 from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
 from sti_hf.runtime.buffers import Buffers
 from sti_hf.runtime.gemm import ComputePath
@@ -38,16 +38,6 @@ from sti_hf.runtime.tables import TableReader
 from sti_hf.runtime.timeline import RunTimeline, run_timeline
 from sti_hf.shards.store import ShardStore
 
-MakePlan = Callable[[STIConfig, int], ExecutionPlan]
-"""Plans for a configuration and a number of tokens."""
-
-SMALLEST_BUCKET = 16
-
-
-def bucket_of(tokens: int) -> int:
-    """The token count that inputs of `tokens` tokens are planned for: the next power of two, at least 16."""
-    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
-
 
 class STISession:
     """Runs a model from its store: plan, prefetch, measured timeline, memory.
@@ -56,10 +46,10 @@ class STISession:
     """
 
     def __init__(
-        self, store: ShardStore, config: STIConfig, make_plan: MakePlan, path: ComputePath, rate_limit: float = 0.0
+        self, store: ShardStore, config: STIConfig, planner: Planner, path: ComputePath, rate_limit: float = 0.0
     ) -> None:
         self.store, self.config = store, config
-        self._make_plan, self._rate_limit = make_plan, rate_limit
+        self._planner, self._rate_limit = planner, rate_limit
         self._plans: dict[int, ExecutionPlan] = {}
         self._pinned: ExecutionPlan | None = None
         self._lock = threading.RLock()
@@ -77,7 +67,7 @@ class STISession:
         self._readers: dict[str, TableReader] = {}
         self._most_buffered = 0
         self.last_run: RunTimeline | None = None
-        self.plan = self._plan_for(bucket_of(config.seq_len))
+        self.plan = self._plan_for(Workload.bucket(config.seq_len))
         self._adopt(self.plan)
         self.prefetch()
 
@@ -90,7 +80,7 @@ class STISession:
             self.config = self.config.replaced(**{name: v for name, v in changes.items() if v is not None})
             self._plans.clear()
             self._pinned = None
-            self._use(self._plan_for(bucket_of(self.plan.seq_len)))
+            self._use(self._plan_for(self.plan.workload.tokens))
             self.prefetch()
 
     def use(self, plan: ExecutionPlan) -> None:
@@ -178,7 +168,7 @@ class STISession:
         if self._model.training:
             raise RuntimeError("A model that runs from shards is for inference only: call model.eval() first.")
         begun = time.perf_counter()
-        self._use(self._plan_for(bucket_of(tokens)))
+        self._use(self._plan_for(Workload.bucket(tokens)))
         self._streamer.start()
         self._streamer.hold_to(begun)
         row_bytes = self._row_bytes_read()
@@ -210,12 +200,9 @@ class STISession:
         if self._pinned is not None:
             return self._pinned
         if tokens not in self._plans:
-            plan = self._make_plan(self.config, tokens)
+            plan = self._planner.plan(self.config, Workload(tokens, self.config.batch_size))
             if not plan.feasible:
-                message = (
-                    f"No plan of {tokens} tokens meets the target latency of {plan.target_latency * 1e3:.0f} ms: "
-                    f"the smallest takes about {plan.predicted_latency * 1e3:.0f} ms."
-                )
+                message = missed_target(plan)
                 if self.config.strict:
                     raise InfeasibleLatencyError(message)
                 warnings.warn(message + " It runs all the same.", stacklevel=2)
@@ -229,7 +216,7 @@ class STISession:
                 self._scheduler.apply(plan)
 
     def _adopt(self, plan: ExecutionPlan) -> None:
-        self._streamer.adopt(plan, self._wanted(plan), self.config.staging_budget)
+        self._streamer.adopt(plan, self._wanted(plan), plan.staging_budget)
         dtype = self._decompressor.path.torch_dtype
         self._buffers.reserve_working(working_weights(self.store.grid, plan.submodel[1], dtype), dtype)
         self.plan = plan
@@ -242,7 +229,7 @@ class STISession:
         if plan is self._pinned:
             return plan.bits
         longer = self.config.replaced(target_latency=LONGER * self.config.target_latency)
-        return wanted_bits(plan, self._make_plan(longer, plan.seq_len))
+        return wanted_bits(plan, self._planner.plan(longer, plan.workload))
 
     # Housekeeping.
 
