@@ -24,6 +24,7 @@ from transformers import (
 from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoint
 from sti_hf.integrations.session import device_profile_path
 from sti_hf.integrations.tokenizer import TOKENIZER_FILES
+from sti_hf.planning import Workload
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Result, Sti, done
 from tests.integrations.checkpoints import DEVICE, checkpoint
@@ -124,7 +125,7 @@ def test_options_of_plan(sti: Sti, store: Path) -> None:
         return ExecutionPlan.from_json(done(sti("plan", store, "--json", *options)).out)
 
     assert planned().target_latency == 0.2
-    assert planned("--seq-len", 33).seq_len == 64
+    assert planned("--seq-len", 33).workload == Workload(64)
     assert planned("--allocator", "two_pass").allocator == "two_pass"
     baseline = planned("--strategy", "std_pipeline", "--fidelity", 4)
     assert (baseline.strategy, set(baseline.bits.ravel())) == ("std_pipeline", {4})

@@ -50,6 +50,6 @@ def _check_unchanged(model: PreTrainedModel, store: ShardStore) -> None:
         found = present.get(name, present.get(name.removeprefix(prefix), present.get(prefix + name)))
         if found is not None and not torch.equal(found, stored.to(found.dtype)):
             raise UnsupportedUseError(
-                f"{name} of this model was changed after it was loaded, and a copy is opened from the store, which has "
-                "the old one: shard the changed checkpoint instead."
+                f"{name} of this model was changed after it was loaded, and a copy is opened from the store, which "
+                "has the old one: shard the changed checkpoint instead."
             )

@@ -19,16 +19,14 @@ from sti_hf import native
 from sti_hf.config import STIConfig
 from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.model_classes import stock_class
-from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.quantizer import loading
 from sti_hf.integrations.store_cache import cache_home
-from sti_hf.planning import DeviceProfile, ExecutionPlan, ImportanceProfile, make_plan
-from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_path, read_profile, submodel_accuracy
-from sti_hf.planning.refinement import PLANE_FIDELITIES
+from sti_hf.integrations.store_planner import StorePlanner
+from sti_hf.planning import DeviceProfile
 from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
-from sti_hf.shards.store import INDEX_FILE, ShardStore, Table, store_defaults
+from sti_hf.shards.store import ShardStore
 from sti_hf.shards.whole import write_whole
 
 
@@ -37,107 +35,7 @@ def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrai
     Profiles the device first where that has not been done."""
     profile = device_profile(store, config.compute_dtype)
     path = ComputePath(profile.compute_dtype, profile.gemm)
-    return STISession(store, config, _Planner(store, profile, model_class), path, rate_limit())
-
-
-class _Planner:
-    def __init__(self, *args):
-        self.args = args
-
-    def plan(self, config, workload):
-        return _cached_plan(*self.args, config, workload.tokens)
-
-    def latency(self, plan, workload):
-        return plan.predicted_latency
-
-
-def _cached_plan(
-    store: ShardStore,
-    profile: DeviceProfile,
-    model_class: type[PreTrainedModel] | None,
-    config: STIConfig,
-    tokens: int,
-) -> ExecutionPlan:
-    """`plan_store`, with the plans kept in the cache."""
-    importance = importance_name(store, config)
-    key = {
-        "store": [store.index.fingerprint, file_state(store.path / INDEX_FILE)],
-        "importance": file_state(profile_path(store, importance)) if importance else None,
-        "profile": profile.to_json(),
-        "config": config.to_dict(),
-        "tokens": tokens,
-        "heads": [table.offset for table in _streamed_heads(store, model_class)],
-    }
-    make_plan = functools.partial(plan_store, store, profile, config, tokens, model_class)
-    return cached_plan(cache_home() / "plans", key, make_plan)
-
-
-def plan_store(
-    store: ShardStore,
-    profile: DeviceProfile,
-    config: STIConfig,
-    tokens: int,
-    model_class: type[PreTrainedModel] | None = None,
-) -> ExecutionPlan:
-    """The plan for a store, a configuration, a number of tokens and a class of models (None: the one sharded)."""
-    importance, accuracy = _importance(store, config)
-    heads = _streamed_heads(store, model_class)
-    return make_plan(
-        store.layouts,
-        profile,
-        target_latency=config.target_latency,
-        preload_budget=config.preload_budget,
-        seq_len=tokens,
-        strategy=config.strategy,
-        fidelity=config.fidelity,
-        allocator=config.allocator,
-        importance=importance,
-        submodel_accuracy=accuracy,
-        staging_budget=config.staging_budget,
-        row_bytes=store.row_bytes,
-        position_bytes=store.position_bytes(tokens),
-        fidelities=PLANE_FIDELITIES if config.refine else (),
-        extra_seconds=sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in heads),
-    )
-
-
-def _importance(store: ShardStore, config: STIConfig) -> tuple[ImportanceProfile | None, dict[tuple[int, int], float]]:
-    """The importance profile to plan with, None for the default order, and the accuracy of submodels, as far as that
-    was measured."""
-    name = importance_name(store, config)
-    if name is None:
-        return None, {}
-    path = profile_path(store, name)
-    return _read_importance(store, name, path.stat().st_mtime_ns if path.exists() else 0)
-
-
-def importance_name(store: ShardStore, config: STIConfig) -> str | None:
-    """The importance profile that a configuration, or else the store, names; None for the default order."""
-    if config.strategy != "sti":
-        return None
-    name = config.importance or store_defaults(store.path).get("importance") or DEFAULT_ORDER
-    return None if name == DEFAULT_ORDER else name
-
-
-@functools.lru_cache(maxsize=4)
-def _read_importance(
-    store: ShardStore, name: str, changed: int
-) -> tuple[ImportanceProfile, dict[tuple[int, int], float]]:
-    """Plans of many lengths are made with one profile: it is read once, unless its file has `changed`."""
-    profile, facts = read_profile(store, name)
-    return profile, submodel_accuracy(store, facts)
-
-
-def _streamed_heads(store: ShardStore, model_class: type[PreTrainedModel] | None) -> list[Table]:
-    """The tables that a forward streams for its head over the vocabulary. Only classes with such a head can tie it."""
-    if model_class is None:
-        return [table for table in store.index.tables.values() if table.decoders]
-    tied = getattr(model_class, "_tied_weights_keys", None) or {}
-    return [
-        table
-        for table in store.index.tables.values()
-        if any(f"{decoder}.weight" in tied for decoder in table.decoders)
-    ]
+    return STISession(store, config, StorePlanner(store, profile, model_class), path, rate_limit())
 
 
 def device_profile(store: ShardStore, compute_dtype: str = "auto", *, measure: bool = False) -> DeviceProfile:

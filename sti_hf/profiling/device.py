@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from sti_hf import native
 from sti_hf.architectures.base import WORD_EMBEDDINGS
 from sti_hf.config import STIConfig
-from sti_hf.planning import DeviceProfile, ExecutionPlan
+from sti_hf.planning import DeviceProfile, ExecutionPlan, OnePlan
 from sti_hf.planning.baselines import preloaded_model
 from sti_hf.runtime.buffers import allocate
 from sti_hf.runtime.gemm import ComputePath, available_paths
@@ -97,17 +97,6 @@ def measure_device(
     )
 
 
-class FixedPlan:
-    def __init__(self, p):
-        self.p = p
-
-    def plan(self, config, workload):
-        return self.p
-
-    def latency(self, plan, workload):
-        return 0.0
-
-
 class _Measurement:
     """Medians of a few forwards: seconds of one layer without decompression, of decompressing one weight, and of the
     forward outside the layers."""
@@ -170,7 +159,7 @@ def preloaded_plan(store: ShardStore, layers: int, width: int, bits: int) -> Exe
 @contextmanager
 def _runner(store: ShardStore, load_model: LoadModel, path: ComputePath) -> Iterator[_Runner]:
     start = preloaded_plan(store, 1, store.grid.slices, BITS)
-    session = STISession(store, STIConfig(), FixedPlan(start), path)
+    session = STISession(store, STIConfig(), OnePlan(start), path)
     try:
         yield _Runner(store, session, load_model(session))
     finally:

@@ -68,11 +68,12 @@ def measure_runs(
     session = open_session(store, config.replaced(target_latency=max(plan.target_latency for plan in plans)))
     try:
         model = load_model_on(store, session)
-        tokens = min(plans[0].seq_len, longest_input(model))
+        tokens = min(plans[0].workload.tokens, longest_input(model))
+        batch = plans[0].workload.batch
         generator = torch.Generator().manual_seed(0)
         inputs = {
-            "input_ids": torch.randint(FIRST_TOKEN, model.config.vocab_size, (1, tokens), generator=generator),
-            "attention_mask": torch.ones(1, tokens, dtype=torch.long),
+            "input_ids": torch.randint(FIRST_TOKEN, model.config.vocab_size, (batch, tokens), generator=generator),
+            "attention_mask": torch.ones(batch, tokens, dtype=torch.long),
         }
         for plan in plans:
             session.use(plan)

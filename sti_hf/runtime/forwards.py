@@ -74,8 +74,8 @@ class Forwards:
         if inference is None:
             self.engine.guard.check_open()
             raise UnsupportedUseError(
-                "A layer was called by itself, and its weights are in memory only while the model runs: call the model, "
-                "or the module that has the layers."
+                "A layer was called by itself, and its weights are in memory only while the model runs: call the "
+                "model, or the module that has the layers."
             )
         return inference
 

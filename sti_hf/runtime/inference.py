@@ -64,8 +64,8 @@ class Inference:
         step = len(self._times)
         if self._running is not None or step >= len(self.layers) or self.layers[step] != layer:
             raise UnsupportedUseError(
-                f"Layer {layer} was called out of its turn: a model that runs from its store runs its layers in order, "
-                "each once; call the model."
+                f"Layer {layer} was called out of its turn: a model that runs from its store runs its layers in "
+                "order, each once; call the model."
             )
         waited = self._wait_for_all() if step == 0 and self.plan.strategy == "load_exec" else 0.0
         waited += self._streamer.wait(step)

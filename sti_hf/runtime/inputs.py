@@ -24,7 +24,8 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
     """Raises `InputError` or `UnsupportedUseError`, one sentence, for what a model from a store cannot take."""
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         raise UnsupportedUseError(
-            "A model that runs from its store cannot be traced or exported: export the checkpoint that it was made from."
+            "A model that runs from its store cannot be traced or exported: export the checkpoint that it was made "
+            "from."
         )
     ids = inputs.get("input_ids")
     if ids is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sti_hf.config import STIConfig
 from sti_hf.errors import InfeasibleLatencyError, UnsupportedUseError
-from sti_hf.planning import ExecutionPlan, Planner, Workload
+from sti_hf.planning import ExecutionPlan, Planner, Workload, missed_target
 from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
 
 PREDICTIONS = 1000
@@ -87,10 +87,7 @@ class PlanBook:
     def _announce(self, plan: ExecutionPlan) -> None:
         """Says what a user would not expect of a plan."""
         if not plan.feasible:
-            message = (
-                f"No plan of {plan.workload.tokens} tokens meets the target latency of "
-                f"{plan.target_latency * 1e3:.0f} ms: the smallest takes about {plan.predicted_latency * 1e3:.0f} ms."
-            )
+            message = missed_target(plan)
             if self.config.strict:
                 raise InfeasibleLatencyError(message)
             warnings.warn(message + " It runs all the same.", stacklevel=2)
@@ -98,8 +95,9 @@ class PlanBook:
         if not self._announced_smaller and any(now < then for now, then in zip(plan.submodel, first.submodel)):
             self._announced_smaller = True
             warnings.warn(
-                f"Texts of {plan.workload.tokens} tokens run a submodel of {_text(plan)}, smaller than the {_text(first)} "
-                f"of {first.workload.tokens} tokens: ask for a longer target_latency, or for fixed_plan=True.",
+                f"Texts of {plan.workload.tokens} tokens run a submodel of {_text(plan)}, smaller than the "
+                f"{_text(first)} of {first.workload.tokens} tokens: ask for a longer target_latency, or for "
+                "fixed_plan=True.",
                 stacklevel=2,
             )
 

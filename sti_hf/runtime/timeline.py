@@ -25,8 +25,8 @@ class RunTimeline:
     Per executed layer float64 `[n]`: `wait` for its shards, `decompress`, `compute` (without decompression); `io`
     `[n, 2]`: start and end of its reads, nan where nothing was read. `bytes_read` are the shards', `row_bytes_read`
     the embeddings'. `bits` int64 `[N, M]` are the fidelities that were executed, 0 = not run: the plan's, unless the
-    run was refined. `predicted` seconds were expected of it: for its batch, and for filling the preload buffer where it
-    did; 0 where nobody knew.
+    run was refined. `predicted` seconds were expected of it: for its batch, and for filling the preload buffer where
+    it did; 0 where nobody knew.
     """
 
     tokens: int

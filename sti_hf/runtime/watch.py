@@ -13,7 +13,7 @@ MISSES = 5
 
 LATE = 1.05
 WRONG = 1.5
-"""How many times as long as T, and as predicted, an inference takes that counts as missed, and as wrongly predicted."""
+"""How many times as long as T, or as predicted, an inference takes that counts as missed, or as wrongly predicted."""
 
 
 class Watch:

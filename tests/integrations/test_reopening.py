@@ -43,9 +43,7 @@ def saved(model: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize(
-    "again", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model)), saved]
-)
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model)), saved])
 def test_a_copy_is_a_model_of_its_own(model: Any, again: Any) -> None:
     expected = logits(model)
     model.sti.replan(target_latency=0.4)

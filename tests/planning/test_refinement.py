@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sti_hf.native import TIMING
-from sti_hf.planning import ExecutionPlan
+from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.planning.refinement import (
     EXTRA,
     EXTRA_MARGIN,
@@ -46,7 +46,7 @@ def plan(bits: list[list[int]] | None = None, strategy: str = "sti") -> Executio
         fidelities=(2, 3, 4, 5, 6),
         target_latency=T,
         preload_budget=0,
-        seq_len=16,
+        workload=Workload(16),
         layers=(0, 1, 2),
         bits=matrix,
         preloaded_pieces=np.zeros((3, KINDS, 2), dtype=bool),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -30,7 +31,7 @@ def loaded(store: ShardStore, asked: list[Workload], **fields: Any) -> Any:
         asked.append(workload)
         bits = np.full((store.grid.layers, store.grid.slices), 32)
         bits[2 if workload.tokens > 16 else 3 :] = 0
-        return plan_of(store, bits)
+        return dataclasses.replace(plan_of(store, bits), workload=workload)
 
     return planned_by(store, plan, **fields)
 

@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification
 from sti_hf import STIConfig
 from sti_hf.errors import InfeasibleLatencyError
 from sti_hf.native import StreamError
-from sti_hf.planning.workload import Workload
+from sti_hf.planning import Workload
 from sti_hf.shards.layout import FULL_PIECE
 from sti_hf.shards.store import TABLES_FILE, ShardStore
 from tests.models import tiny_inputs, tiny_model
@@ -120,10 +120,10 @@ def test_replanning_keeps_what_the_preload_buffer_holds(store: ShardStore) -> No
 
 def test_plans_are_kept_per_token_bucket(store: ShardStore) -> None:
     model = planned(store, STIConfig(target_latency=0.1, preload_budget=30_000, seq_len=16))
-    assert model.sti.plan.seq_len == 16
+    assert model.sti.plan.workload.tokens == 16
     short = model.sti.plan
     model(**tiny_inputs(STOCK, batch=1, tokens=33))
-    assert model.sti.plan.seq_len == 64
+    assert model.sti.plan.workload.tokens == 64
     long = model.sti.plan
     model(**tiny_inputs(STOCK, batch=4, tokens=16))
     assert model.sti.plan is short, "what stands beside a text does not change its plan"
@@ -142,7 +142,7 @@ def test_a_latency_that_cannot_be_met_warns_once_or_raises(store: ShardStore) ->
         model = planned(store, STIConfig(target_latency=0.001, seq_len=Workload.bucket(33)))
     model(**INPUTS)
     model.sti.close()
-    with pytest.raises(InfeasibleLatencyError, match="the smallest takes about"):
+    with pytest.raises(InfeasibleLatencyError, match=r"the fastest, .* takes about"):
         planned(store, STIConfig(target_latency=0.001, strict=True))
 
 

@@ -54,8 +54,8 @@ def check_layers(stack: nn.Module, name: str, count: int) -> None:
     layers = getattr(stack, name)
     if not isinstance(layers, PlannedLayers) or len(layers._modules) != count:
         raise UnsupportedUseError(
-            "The layers of this model were changed after it was loaded, and it runs from a store that has them all: load "
-            "it again, and ask for parts of it by target_latency and submodels."
+            "The layers of this model were changed after it was loaded, and it runs from a store that has them all: "
+            "load it again, and ask for parts of it by target_latency and submodels."
         )
 
 

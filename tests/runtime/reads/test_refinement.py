@@ -20,7 +20,6 @@ from transformers import BertForSequenceClassification
 from sti_hf import STIConfig
 from sti_hf.integrations.session import load_model_on
 from sti_hf.native import TIMING, StreamError
-from sti_hf.planning import Workload, make_plan
 from sti_hf.planning.refinement import EXTRA, LONGER, PLANE_FIDELITIES, REQUIRED
 from sti_hf.runtime.reads import placement as placement_module
 from sti_hf.runtime.reads.placement import Placement
@@ -32,7 +31,7 @@ from sti_hf.shards.store import ShardStore
 from tests.models import tiny_inputs, tiny_model
 from tests.runtime.sessions import (
     EXACT,
-    Plans,
+    Planned,
     device,
     fail_twice,
     logits_of,
@@ -71,18 +70,8 @@ def load() -> Iterator[Load]:
     def load(store: ShardStore, rate: float = 0.0, **options: Any) -> Any:
         config = STIConfig(**{"target_latency": T, "preload_budget": 0, "seq_len": 16, "refine": True, **options})
 
-        def plan(wanted: STIConfig, workload: Workload) -> Any:
-            return make_plan(
-                store.layouts,
-                device(bytes_per_second=RATE),
-                target_latency=wanted.target_latency,
-                preload_budget=wanted.preload_budget,
-                seq_len=workload.tokens,
-                staging_budget=wanted.staging_budget,
-                fidelities=PLANE_FIDELITIES,
-            )
-
-        session = STISession(store, config, Plans(plan), EXACT, rate)
+        plan = Planned(store, device(bytes_per_second=RATE))
+        session = STISession(store, config, plan, EXACT, rate)
         models.append(load_model_on(store, session))
         session._engine.streamer.stop()  # what was read before the first forward would be a head start
         return models[-1]
