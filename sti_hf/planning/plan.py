@@ -64,12 +64,6 @@ class ExecutionPlan:
     staging_budget: int | None = None
 
     @property
-    def workload(self):
-        from sti_hf.planning.workload import Workload
-
-        return Workload(self.seq_len)
-
-    @property
     def submodel(self) -> tuple[int, int]:
         """(n, m): layers, and slices of each, that run."""
         return len(self.layers), int((self.bits[self.layers[0]] > 0).sum())
