@@ -18,9 +18,9 @@ from transformers.utils import logging
 from sti_hf import native
 from sti_hf.config import STIConfig
 from sti_hf.errors import ConfigurationError
+from sti_hf.integrations.building import build_model
 from sti_hf.integrations.model_classes import stock_class
 from sti_hf.integrations.plan_cache import cached_plan, file_state
-from sti_hf.integrations.quantizer import loading
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.planning import DeviceProfile, ExecutionPlan, ImportanceProfile, make_plan
 from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_path, read_profile, submodel_accuracy
@@ -28,6 +28,7 @@ from sti_hf.planning.refinement import PLANE_FIDELITIES
 from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
+from sti_hf.shards.resident import read_resident
 from sti_hf.shards.store import INDEX_FILE, ShardStore, Table, store_defaults
 from sti_hf.shards.whole import write_whole
 
@@ -202,5 +203,5 @@ def _processor() -> str:
 def load_model_on(store: ShardStore, session: STISession) -> PreTrainedModel:
     """The store's model, as the class it was sharded from, running from `session`."""
     config = AutoConfig.from_pretrained(store.path)
-    with loading(session):
-        return stock_class(config).from_pretrained(store.path)
+    model, _ = build_model(stock_class(config), config, session, functools.partial(read_resident, store))
+    return model
