@@ -71,7 +71,7 @@ def test_an_interruption(sti: Sti, model: Path, tmp_path: Path, monkeypatch: pyt
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sti_hf.shards.sharding._write_layer", interrupted)
+    monkeypatch.setattr("sti_hf.shards.sharding.write_layer", interrupted)
     assert sti("shard", model, tmp_path / "store") == Result(130, "", "sti: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 

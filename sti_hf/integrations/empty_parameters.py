@@ -56,7 +56,7 @@ class EmptyParameters(TorchFunctionMode):
         if func in OF_FLOATS and not isinstance(args[0] if args else None, Tensor):
             # Transformers asks an empty tensor whether models are being made on the device meta: then it neither
             # initializes them nor looks at every module of theirs.
-            device = META if func is torch.tensor and args and args[0] == [] else CPU
+            device = META if func is torch.tensor and args and isinstance(args[0], list) and not args[0] else CPU
             return func(*args, **_with(kwargs, device, self.dtype if _has_float((args, kwargs)) else None))
         return func(*args, **kwargs)
 

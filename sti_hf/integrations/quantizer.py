@@ -18,9 +18,8 @@ from sti_hf.errors import StoreError
 class STIHfQuantizer(HfQuantizer):
     """Says how a store is loaded."""
 
-    requires_calibration = False
-
-    def __init__(self, quantization_config: STIConfig, **kwargs: Any) -> NoReturn:
+    def __new__(cls, *arguments: Any, **named: Any) -> NoReturn:
+        """Raises `StoreError`."""
         raise StoreError(
             "This model is a store of sti_hf: import sti_hf, and give from_pretrained its folder, or its Hub id "
             "with sti_config=."
