@@ -14,7 +14,10 @@ from transformers.utils import logging as transformers_logging
 
 from sti_hf.commands import VERBS
 from sti_hf.commands.options import USER_MISTAKE
-from sti_hf.native import StreamError
+from sti_hf.errors import STIError
+
+LONGEST_LINE = 400
+"""Characters of an error: our own are shorter, unless a path in them is long."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,12 +47,17 @@ def run(options: argparse.Namespace) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, StreamError, StrictDataclassError) as error:
-        print(f"sti: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (STIError, OSError, ValueError, StrictDataclassError) as error:  # the last two from Transformers
+        print(f"sti: error: {_in_one_line(error)}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
         print("sti: interrupted", file=sys.stderr)
         return 130
+
+
+def _in_one_line(error: Exception) -> str:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
 
 
 def add_verbs(parser: argparse.ArgumentParser) -> None:

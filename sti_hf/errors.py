@@ -59,5 +59,12 @@ class InfeasibleLatencyError(PlanError):
     """No plan meets the target latency, and the configuration is strict."""
 
 
+class LoadingError(STIError):
+    """`transformers.pipeline` could not load its model, for the reason that `__cause__` is.
+
+    Not one of Python's own errors: those it answers with another class of models, which nobody asked for.
+    """
+
+
 class SessionClosedError(STIError, RuntimeError):
     """The session of this model was closed."""

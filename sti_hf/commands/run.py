@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import inspect
+from typing import TYPE_CHECKING, Any
 
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_json, sti_config
+from sti_hf.config import STIConfig
 from sti_hf.drawing import draw_run, terminal
 from sti_hf.errors import InputError
+from sti_hf.integrations.model_classes import bare_class, stock_class
 from sti_hf.profiling.examples import longest_input
 from sti_hf.shards.store import ShardStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 PIPELINE_TASKS = {
     "ForSequenceClassification": "text-classification",
@@ -17,6 +23,8 @@ PIPELINE_TASKS = {
     "ForMaskedLM": "fill-mask",
 }
 """Task of `sti run` by the ending of the model class; every other class gives embeddings."""
+
+EMBEDDING_TASK = "feature-extraction"
 
 
 def add(verbs: Any) -> None:
@@ -37,36 +45,54 @@ def run(options: argparse.Namespace) -> int:
     store = ShardStore.open(options.store)
     tokenizer: Any = load_tokenizer(store)
     config = AutoConfig.from_pretrained(options.store)
+    task = _task(config)
+    tokens = [_tokens(tokenizer, task, text) for text in options.texts]
     if options.seq_len is None:
-        tokens = max(len(tokenizer(text)["input_ids"]) for text in options.texts)
-        chosen = chosen.replaced(seq_len=min(tokens, config.max_position_embeddings))
+        chosen = chosen.replaced(seq_len=min(max(tokens), config.max_position_embeddings))
     measured_profile(options, store, chosen.compute_dtype)
-    architecture = (config.architectures or [""])[0]
-    task = next((t for ending, t in PIPELINE_TASKS.items() if architecture.endswith(ending)), "feature-extraction")
-    pipe = build_pipeline(
-        task, model=str(options.store), tokenizer=tokenizer, model_kwargs={"sti_config": chosen}, device="cpu"
-    )
+    # Not by the pipeline, which would answer an error with another class of models.
+    model = _load(store, task, config, chosen)
     try:
+        longest = longest_input(model)
+        if max(tokens) > longest:
+            raise InputError(f"A text has {max(tokens)} tokens, and this model takes {longest}; shorten it.")
+        pipe = build_pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
         answers = [_answer(pipe, text) for text in options.texts]
         if options.json:
-            print_json({"task": task, "answers": answers, "memory": pipe.model.sti.memory()})
+            print_json({"task": task, "answers": answers, "memory": model.sti.memory()})
         else:
-            draw_run(terminal(), task, answers, pipe.model.sti)
+            draw_run(terminal(), task, answers, model.sti)
     finally:
-        pipe.model.sti.close()
+        model.sti.close()
     return 0
 
 
+def _task(config: PreTrainedConfig) -> str:
+    architecture = (config.architectures or [""])[0]
+    return next((task for ending, task in PIPELINE_TASKS.items() if architecture.endswith(ending)), EMBEDDING_TASK)
+
+
+def _load(store: ShardStore, task: str, config: PreTrainedConfig, chosen: STIConfig) -> Any:
+    """The model for a task: for embeddings the encoder, without a pooler that they do not need."""
+    model_class = bare_class(config) if task == EMBEDDING_TASK else stock_class(config)
+    poolers = inspect.signature(model_class.__init__).parameters.keys() & {"add_pooling_layer"}
+    without_pooler: Any = dict.fromkeys(poolers if task == EMBEDDING_TASK else (), False)
+    return model_class.from_pretrained(store.path, sti_config=chosen, **without_pooler)
+
+
+def _tokens(tokenizer: Any, task: str, text: str) -> int:
+    """Number of tokens of a text. Raises `InputError` for one about which there is nothing to say."""
+    if not tokenizer(text, add_special_tokens=False)["input_ids"]:
+        raise InputError(f"The text {text!r} is empty: give one with words in it.")
+    if task == "fill-mask" and tokenizer.mask_token not in text:
+        raise InputError(f"This model fills in words: write {tokenizer.mask_token} where one is missing.")
+    return len(tokenizer(text)["input_ids"])
+
+
 def _answer(pipe: Any, text: str) -> dict[str, Any]:
-    """What the pipeline says of a text, and what it took. Raises `ValueError` for a text that it cannot take."""
-    longest = longest_input(pipe.model)
-    tokens = len(pipe.tokenizer(text)["input_ids"])
-    if tokens > longest:
-        raise InputError(f"A text has {tokens} tokens, and this model takes {longest}; shorten it.")
-    if pipe.task == "fill-mask" and pipe.tokenizer.mask_token not in text:
-        raise InputError(f"This model fills in words: write {pipe.tokenizer.mask_token} where one is missing.")
+    """What the pipeline says of a text, and what it took."""
     output = pipe(text)
-    if pipe.task == "feature-extraction":
+    if pipe.task == EMBEDDING_TASK:
         output = [sum(column) / len(column) for column in zip(*output[0])]
     timeline = pipe.model.sti.last_run
     return {"text": text, "output": output, "seconds": timeline.total, "bytes_read": timeline.bytes_read}

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import copy
 import functools
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sti_hf.config import STIConfig
-from sti_hf.integrations.plain_loading import build_plain, is_plain
-from sti_hf.integrations.quantizer import is_loading, loading
+from sti_hf.errors import ConfigurationError, LoadingError, STIError
+from sti_hf.integrations import quantizer as _quantizer  # noqa: F401 - Transformers learns of it
+from sti_hf.integrations.building import build_model
+from sti_hf.integrations.load_arguments import LoadArguments, check_attention, requested
+from sti_hf.integrations.pipelines import pipeline_arguments
+from sti_hf.integrations.reopening import reopening
 from sti_hf.integrations.session import open_session
-from sti_hf.integrations.sources import HUB_ARGUMENTS
 from sti_hf.integrations.store_cache import resolve_store
-from sti_hf.runtime.session import STISession
 from sti_hf.shards.resident import read_resident
-from sti_hf.shards.store import RESIDENT_FILE, ShardStore, is_store, store_defaults
-
-SOURCE_ARGUMENTS = (*HUB_ARGUMENTS, "variant", "use_safetensors")
+from sti_hf.shards.store import ShardStore, is_store, store_defaults
 
 
 def install() -> None:
@@ -31,93 +31,93 @@ def install() -> None:
         return
 
     @functools.wraps(stock)
-    def from_pretrained(cls: type[PreTrainedModel], source: Any, *args: Any, **kwargs: Any) -> Any:
-        sti_config = None if is_loading() else _sti_config(source, kwargs)
-        if sti_config is None:
-            return stock(cls, source, *args, **kwargs)
-        return _load(stock, cls, source, sti_config, args, kwargs)
+    def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
+        pipeline = pipeline_arguments()
+        try:
+            source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            sti_config = _sti_config(source, kwargs, pipeline or {})
+            if sti_config is None:
+                return stock(cls, *args, **kwargs)
+            kwargs.pop("pretrained_model_name_or_path", None)
+            loaded = _load(cls, sti_config, LoadArguments.of(source, args[1:], kwargs))
+        except STIError as error:
+            if pipeline is None:
+                raise
+            raise LoadingError(str(error)) from error
+        if pipeline is not None:
+            pipeline.pop("sti_config", None)
+        return loaded
 
     from_pretrained._takes_sti_config = True  # type: ignore[attr-defined]
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
 
 
-def _sti_config(source: Any, kwargs: dict[str, Any]) -> STIConfig | None:
-    """What the call asks of sti_hf: its `sti_config`, such a `quantization_config`, or a store's defaults."""
-    sti_config = kwargs.pop("sti_config", None)
-    if sti_config is None and _is_ours(kwargs.get("quantization_config")):
-        sti_config = kwargs.pop("quantization_config")
-    if sti_config is not None:
-        return STIConfig.coerce(sti_config)
-    if isinstance(source, str | Path) and is_store(source):
-        return STIConfig.coerce(store_defaults(source))
-    return None
+def _sti_config(source: Any, kwargs: dict[str, Any], pipeline: dict[str, Any]) -> STIConfig | None:
+    """What the call (or the `pipeline` that makes it) asks of sti_hf, or a store's defaults; None: a stock model."""
+    asked = requested(kwargs)
+    if asked is None:
+        asked = pipeline.get("sti_config")
+    if asked is None and isinstance(source, str | os.PathLike):
+        folder = Path(source) / (kwargs.get("subfolder") or "")
+        asked = store_defaults(folder) if is_store(folder) else None
+    return None if asked is None else STIConfig.coerce(asked)
 
 
-def _is_ours(quantization_config: Any) -> bool:
-    if isinstance(quantization_config, dict):
-        return quantization_config.get("quant_method") == "sti"
-    return isinstance(quantization_config, STIConfig)
-
-
-def _load(
-    stock: Any, cls: type[PreTrainedModel], source: Any, sti_config: STIConfig, args: Any, kwargs: dict[str, Any]
-) -> Any:
-    hub = {name: kwargs[name] for name in SOURCE_ARGUMENTS if kwargs.get(name) is not None}
-    arguments = {name: kwargs[name] for name in ("add_pooling_layer",) if name in kwargs}
-    store = resolve_store(source, sti_config.quantizer, cls, arguments, **hub)
-    kwargs = _with_config(cls, {name: value for name, value in kwargs.items() if name not in SOURCE_ARGUMENTS})
+def _load(cls: type[PreTrainedModel], sti_config: STIConfig, arguments: LoadArguments) -> Any:
+    made_with = {name: arguments.named[name] for name in ("add_pooling_layer",) if name in arguments.named}
+    store = resolve_store(arguments.source, sti_config.quantizer, cls, made_with, **arguments.finding)
+    config, named = _configuration(cls, arguments, store)
     with ThreadPoolExecutor(1, thread_name_prefix="sti_resident") as reader:
         resident = reader.submit(read_resident, store)
         session = open_session(store, sti_config, cls)
         try:
-            with loading(session):
-                loaded = _plain(cls, store, session, resident, args, kwargs)
-                if loaded is None:
-                    resident.result()  # raises if they are damaged, which Transformers would not see
-                    loaded = stock(cls, store.path, *args, **_with_resident_file(kwargs))
+            model, unexpected = build_model(cls, config, session, resident.result, arguments.arguments, named)
+            _take_generation_config(model, arguments)
+            session.reopen = reopening
         except BaseException:
             session.close()
             raise
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    model.config.name_or_path = str(source)
-    return loaded
+    if not arguments.with_loading_info:
+        return model
+    return model, {"missing_keys": set(), "unexpected_keys": unexpected, "mismatched_keys": set(), "error_msgs": []}
 
 
-def _with_config(cls: type[PreTrainedModel], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments whose configuration, where it is named by a path, is loaded, with the fields that are given for it."""
-    config = kwargs.get("config")
-    if not isinstance(config, str | Path) or cls.config_class is None:
-        return kwargs
-    own = {name: kwargs[name] for name in ("dtype", "attn_implementation") if name in kwargs}
-    fields = {name: value for name, value in kwargs.items() if name not in ("config", *own)}
-    loaded, others = cls.config_class.from_pretrained(config, return_unused_kwargs=True, **fields)
-    return {**own, **others, "config": loaded}
+def _configuration(
+    cls: type[PreTrainedModel], arguments: LoadArguments, store: ShardStore
+) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The configuration of the model, its own, and the arguments that are left for the class."""
+    config, named = arguments.config, dict(arguments.named)
+    if isinstance(config, PreTrainedConfig):
+        config = copy.deepcopy(config)
+    elif cls.config_class is None:
+        raise ConfigurationError(f"{cls.__name__} has no config_class: give from_pretrained a configuration, config=.")
+    elif config is None:
+        config, named = cls.config_class.from_pretrained(store.path, return_unused_kwargs=True, **named)
+    else:
+        found = {
+            name: value for name, value in arguments.finding.items() if name not in ("variant", "use_safetensors")
+        }
+        config, named = cls.config_class.from_pretrained(config, return_unused_kwargs=True, **found, **named)
+    if arguments.dtype is not None:
+        config.dtype = arguments.dtype
+    config.name_or_path = str(arguments.source)
+    if arguments.attention is not None:
+        config._attn_implementation = arguments.attention
+    check_attention(config._attn_implementation)
+    return config, named
 
 
-def _plain(
-    cls: type[PreTrainedModel],
-    store: ShardStore,
-    session: STISession,
-    resident: Future[dict[str, Tensor]],
-    args: Any,
-    kwargs: dict[str, Any],
-) -> PreTrainedModel | None:
-    """The model, where the call is a plain one; else None."""
-    config = kwargs.get("config")
-    options = {name: value for name, value in kwargs.items() if name != "config"}
-    if config is None and cls.config_class is not None:
-        config = cls.config_class.from_pretrained(store.path)
-    if not isinstance(config, PreTrainedConfig) or not is_plain(cls, config, args, options):
-        return None
-    return build_plain(cls, config, session.config, resident)
-
-
-def _with_resident_file(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments whose configuration, if one is given, names the store's weights."""
-    config = kwargs.get("config")
-    if not isinstance(config, PreTrainedConfig):
-        return kwargs
-    config = copy.deepcopy(config)
-    config.quantization_config = {"quant_method": "sti"}
-    config.transformers_weights = RESIDENT_FILE
-    return {**kwargs, "config": config}
+def _take_generation_config(model: Any, arguments: LoadArguments) -> None:
+    """Gives a model that can generate what its source, or the call, says about generating, as Transformers does."""
+    if not model.can_generate() or not hasattr(model, "adjust_generation_fn"):
+        return
+    names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+    model.adjust_generation_fn(
+        arguments.generation_config,
+        False,
+        None,
+        str(arguments.source),
+        **{**dict.fromkeys(names), "subfolder": "", **{n: v for n, v in arguments.finding.items() if n in names}},
+        trust_remote_code=arguments.trust_remote_code,
+        **arguments.named,
+    )

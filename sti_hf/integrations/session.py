@@ -18,14 +18,15 @@ from transformers.utils import logging
 from sti_hf import native
 from sti_hf.config import STIConfig
 from sti_hf.errors import ConfigurationError
+from sti_hf.integrations.building import build_model
 from sti_hf.integrations.model_classes import stock_class
-from sti_hf.integrations.quantizer import loading
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.integrations.store_planner import StorePlanner
 from sti_hf.planning import DeviceProfile
 from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
+from sti_hf.shards.resident import read_resident
 from sti_hf.shards.store import ShardStore
 from sti_hf.shards.whole import write_whole
 
@@ -110,5 +111,5 @@ def _processor() -> str:
 def load_model_on(store: ShardStore, session: STISession) -> PreTrainedModel:
     """The store's model, as the class it was sharded from, running from `session`."""
     config = AutoConfig.from_pretrained(store.path)
-    with loading(session):
-        return stock_class(config).from_pretrained(store.path)
+    model, _ = build_model(stock_class(config), config, session, functools.partial(read_resident, store))
+    return model

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import inspect
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
 from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+
+_sharding = threading.Lock()
+"""Held while a checkpoint is loaded: Transformers' loader replaces functions for the whole process, and two at once
+would put back each other's."""
 
 
 def cache_home() -> Path:
@@ -50,7 +55,12 @@ def resolve_store(
         return ShardStore.open(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return shard_source(files, path, quantizer=quantizer, model_class=model_class, model_arguments=model_arguments)
+        with _sharding:
+            if is_store(path):  # another thread has written it meanwhile
+                return ShardStore.open(path)
+            return shard_source(
+                files, path, quantizer=quantizer, model_class=model_class, model_arguments=model_arguments
+            )
     except OSError as error:
         if is_store(path):  # another process has written it meanwhile
             return ShardStore.open(path)

@@ -1,0 +1,49 @@
+"""Whether a configuration is of the model that a store holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from sti_hf.architectures import get_architecture
+from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
+from sti_hf.errors import ConfigurationError
+from sti_hf.shards.store import ShardStore
+
+
+def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig, store: ShardStore) -> None:
+    """Raises `ConfigurationError` where `model_class` or a field of `config` asks for what the store does not have.
+
+    Only fields that decide about layers and embeddings are looked at: the shapes of all other weights are when they
+    are loaded.
+    """
+    if config.model_type != store.index.model_type:
+        raise ConfigurationError(
+            f"{model_class.__name__} with this configuration is of the type {config.model_type!r}, and the model in "
+            f"the store {store.path} of {store.index.model_type!r}: use a class and a configuration of that type."
+        )
+    for field, stored in _sizes(config, store).items():
+        asked = getattr(config, field, stored)
+        if asked != stored:
+            raise ConfigurationError(
+                f"{field} of the store {store.path} is {stored}, and {asked} is asked for: leave it as it is, or "
+                "shard a checkpoint that has it so."
+            )
+
+
+def _sizes(config: PreTrainedConfig, store: ShardStore) -> dict[str, Any]:
+    """What the fields of a configuration must be."""
+    grid, tables = store.grid, store.index.tables
+    words, positions = tables[WORD_EMBEDDINGS], tables.get(POSITION_EMBEDDINGS)
+    sizes = {
+        "num_hidden_layers": grid.layers,
+        "num_attention_heads": grid.slices,
+        "hidden_size": grid.row_length,
+        get_architecture(config).ffn_size: dict(grid.rows)["up"] * grid.slices,
+        "vocab_size": words.rows,
+        "embedding_size": words.columns,
+    }
+    if positions is not None:
+        sizes["max_position_embeddings"] = positions.rows
+    return sizes
