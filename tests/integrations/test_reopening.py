@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from sti_hf.errors import StoreError, UnsupportedUseError
+from tests.integrations.checkpoints import STOCK
 from tests.models import tiny_inputs, tiny_model
 
 INPUTS = tiny_inputs(tiny_model(BertForSequenceClassification))
@@ -81,12 +82,15 @@ def answer_in_a_child(model: Any) -> tuple[int, list[float]]:
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_a_pool_of_processes_answers(model: Any, method: str) -> None:
+def test_a_pool_of_processes_answers(classifier_store: Path, method: str) -> None:
+    # Full fidelity: a spawned process measures its device itself, and plans by that.
+    model = AutoModelForSequenceClassification.from_pretrained(classifier_store, sti_config=STOCK)
     expected = logits(model).flatten()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
         process, found = pool.submit(answer_in_a_child, model).result()
     assert process != os.getpid()
     assert torch.allclose(torch.tensor(found), expected, atol=1e-5)
+    model.sti.close()
 
 
 def test_datasets_map_takes_it(model: Any) -> None:
