@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from sti_hf.errors import StoreError
 from sti_hf.shards.store import ShardStore
 
-SHOWN = 4
+SHOWN = 3
 """How many weights a message names."""
 
 
