@@ -22,6 +22,7 @@ from sti_hf.integrations.building import build_model
 from sti_hf.integrations.model_classes import stock_class
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.integrations.store_planner import StorePlanner
+from sti_hf.integrations.structure import check_structure
 from sti_hf.planning import DeviceProfile
 from sti_hf.profiling.device import STEPS, measure_device
 from sti_hf.runtime.gemm import ComputePath
@@ -111,5 +112,7 @@ def _processor() -> str:
 def load_model_on(store: ShardStore, session: STISession) -> PreTrainedModel:
     """The store's model, as the class it was sharded from, running from `session`."""
     config = AutoConfig.from_pretrained(store.path)
-    model, _ = build_model(stock_class(config), config, session, functools.partial(read_resident, store))
+    model_class = stock_class(config)
+    check_structure(model_class, config, store)
+    model, _ = build_model(model_class, config, session, functools.partial(read_resident, store))
     return model
