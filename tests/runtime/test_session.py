@@ -138,7 +138,9 @@ def test_buckets(tokens: int, bucket: int) -> None:
 
 
 def test_a_latency_that_cannot_be_met_warns_once_or_raises(store: ShardStore) -> None:
-    with pytest.warns(UserWarning, match=r"meets the target latency of 1 ms: the fastest, a submodel of 1 x 1, takes about \d+ ms"):
+    with pytest.warns(
+        UserWarning, match=r"meets the target latency of 1 ms: the fastest, a submodel of 1 x 1, takes about \d+ ms"
+    ):
         model = planned(store, STIConfig(target_latency=0.001, seq_len=Workload.bucket(33)))
     model(**INPUTS)
     model.sti.close()
