@@ -23,7 +23,7 @@ import sti_hf
 from eval.cold_forwards import LATE, WARM_UP, running, timed_forward
 from eval.disk import add_rate_option, disk_rate, evict
 from eval.live_app import warm_up
-from sti_hf.integrations.session import device_profile
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.integrations.store_cache import resolve_store
 from sti_hf.planning.reads import PieceTable
 

@@ -40,7 +40,7 @@ from eval.glue_runs.row import Row, Streamed
 from eval.glue_runs.settings import STI, Setting, admits_uniform, settings_of, usual_targets
 from eval.live_app import warm_up
 from sti_hf.config import ALLOCATORS, COMPUTE_DTYPES, STRATEGIES, parse_bytes, parse_seconds
-from sti_hf.integrations.session import device_profile
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.planning import DeviceProfile, Workload
 from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_names, read_profile
 from sti_hf.profiling.heat_map import check_matplotlib

@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoint
-from sti_hf.integrations.session import device_profile_path
+from sti_hf.integrations.device_profiles import device_profile_path
 from sti_hf.integrations.tokenizer import TOKENIZER_FILES
 from sti_hf.planning import Workload
+from sti_hf.profiling.device import MeasuredDevice
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Result, Sti, done
 from tests.integrations.checkpoints import DEVICE, checkpoint
@@ -92,7 +93,10 @@ def test_profile_device(sti: Sti, store: Path) -> None:
 
 def test_profile_device_measures_every_time(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("sti_hf.integrations.session.measure_device", lambda *_, **__: calls.append(1) or DEVICE)
+    measured = MeasuredDevice(DEVICE, busy=False)
+    monkeypatch.setattr(
+        "sti_hf.integrations.device_profiles.measure_device", lambda *_, **__: calls.append(1) or measured
+    )
     for _ in range(2):
         done(sti("profile-device", store))
     assert len(calls) == 2

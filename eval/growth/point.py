@@ -16,7 +16,7 @@ from transformers import MPNetForSequenceClassification
 import sti_hf
 from eval.cold_forwards import LATE, WARM_UP, expecting_misses, running, timed_forward
 from eval.growth.models import Size, checkpoint
-from sti_hf.integrations.session import device_profile
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.integrations.store_planner import plan_store
 from sti_hf.planning import Workload
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from sti_hf.config import ALLOCATORS, COMPUTE_DTYPES, STRATEGIES, STIConfig
-from sti_hf.integrations.session import device_profile
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.planning import DeviceProfile
 from sti_hf.planning.request import SUBMODELS
 from sti_hf.shards.layout import FIDELITIES

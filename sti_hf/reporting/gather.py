@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from sti_hf.config import STIConfig
 from sti_hf.errors import ConfigurationError
-from sti_hf.integrations.session import device_profile
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.integrations.store_planner import importance_name, plan_store
 from sti_hf.planning import DeviceProfile, ExecutionPlan, Workload
 from sti_hf.planning.importance_file import read_profile

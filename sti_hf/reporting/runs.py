@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sti_hf.config import STIConfig
-from sti_hf.integrations.session import load_model_on, open_session
+from sti_hf.integrations.session import open_session
+from sti_hf.integrations.store_model import load_model_on
 from sti_hf.planning import ExecutionPlan
 from sti_hf.profiling.examples import longest_input
 from sti_hf.reporting.plan_grid import PlanGrid

@@ -13,8 +13,9 @@ from transformers import BertTokenizer, PreTrainedModel
 
 from sti_hf import shard_checkpoint
 from sti_hf.errors import SourceError
-from sti_hf.integrations import session
+from sti_hf.integrations import device_profiles
 from sti_hf.planning import DeviceProfile
+from sti_hf.profiling.device import MeasuredDevice
 from tests.models import VOCABULARY, tiny_model
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cold", "model", "answers", ".", "{", "}")
@@ -45,7 +46,8 @@ DEVICE = DeviceProfile(
 
 def use_known_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes `DEVICE` for what measuring this device would find, which takes a while."""
-    monkeypatch.setattr(session, "measure_device", lambda *arguments, **options: DEVICE)
+    measured = MeasuredDevice(DEVICE, busy=False)
+    monkeypatch.setattr(device_profiles, "measure_device", lambda *arguments, **options: measured)
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
 from sti_hf import STIConfig
-from sti_hf.integrations.session import load_model_on
+from sti_hf.integrations.store_model import load_model_on
 from sti_hf.native import TIMING, StreamError
 from sti_hf.planning.refinement import EXTRA, LONGER, PLANE_FIDELITIES, REQUIRED
 from sti_hf.runtime.reads import placement as placement_module
