@@ -40,7 +40,7 @@ def test_every_line_of_a_load(classifier_store: Path) -> None:
         assert torch.get_default_dtype() == torch.float32
         assert not nn.Linear(4, 4).weight.is_meta, line
         gc.collect()  # a traceback may hold what was made
-        assert threads_and_descriptors() == before, line
+        assert all(now <= then for now, then in zip(threads_and_descriptors(), before)), line
     assert hits > 0.8 * len(lines)
     model = load(classifier_store)
     assert torch.equal(model(**inputs).logits, expected)
