@@ -24,7 +24,7 @@ def reopening(model: Any) -> Reopening:
     session = model.sti
     _check_unchanged(model, session.store)
     path, fingerprint = str(session.store.path), session.store.index.fingerprint
-    return reopen, (path, fingerprint, model.stock_class, model.config, session.config, model.dtype)
+    return reopen, (path, fingerprint, model.__class__, model.config, session.config, model.dtype)
 
 
 def reopen(

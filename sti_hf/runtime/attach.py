@@ -14,7 +14,7 @@ from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.modules.elastic_linear import ElasticLinear
 from sti_hf.runtime.modules.guarded import guard, guard_layers, release
 from sti_hf.runtime.modules.row_gathered_embedding import RowGatheredEmbedding
-from sti_hf.runtime.modules.stored_model import StoredModel
+from sti_hf.runtime.modules.stored_model import drop_methods, take_methods
 from sti_hf.runtime.modules.streamed_decoder import StreamedDecoder
 from sti_hf.shards.store import ShardStore
 
@@ -40,6 +40,7 @@ def detach(model: PreTrainedModel) -> None:
         if isinstance(module, ElasticLinear | RowGatheredEmbedding | StreamedDecoder):
             _replace(model, name, module.stock())
         release(module)
+    drop_methods(model)
 
 
 def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> None:
@@ -49,12 +50,13 @@ def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> No
     maybe_install_capturing_hooks(base)
     path, _, layers_name = architecture.layers.rpartition(".")
     stack = base.get_submodule(path)
-    for index, layer in enumerate(getattr(stack, layers_name)):
+    layers = getattr(stack, layers_name)
+    for index, layer in enumerate(layers):
         for matrix in architecture.matrices:
             linear = layer.get_submodule(matrix.module)
             elastic = ElasticLinear(linear, index, matrix.name, matrix.by_columns, forwards)
             _replace(layer, matrix.module, elastic)
-    guard_layers(stack, layers_name, forwards)
+    guard_layers(layers, forwards)
     for name, path in architecture.embeddings(model.config).items():
         if name in store.index.tables:
             _replace(base, path, RowGatheredEmbedding(base.get_submodule(path), name, INDICES[name], forwards))
@@ -63,11 +65,12 @@ def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> No
         decoder: Any = model.get_submodule(path)
         _replace(model, path, StreamedDecoder(decoder, _table_of(store, path, model), forwards))
     model.requires_grad_(False)
+    guard(base, forwards, Forwards.run_base, layers_name if stack is base else None)
     if stack is not base:
-        guard(stack, forwards, Forwards.run_stack)
-    guard(base, forwards, Forwards.run_base, StoredModel if base is model else None)
+        guard(stack, forwards, Forwards.run_stack, layers_name)
     if base is not model:
-        guard(model, forwards, Forwards.run_model, StoredModel)
+        guard(model, forwards, Forwards.run_model)
+    take_methods(model)
 
 
 def _table_of(store: ShardStore, decoder: str, model: PreTrainedModel) -> str:

@@ -1,7 +1,7 @@
-"""The modules of a stock model that keep order: each becomes an instance of a subclass of its own class.
+"""The forwards of a stock model that keep order, in the place of its modules' own.
 
-A subclass, and not a hook or a patched instance: it needs no reference from a module to itself, so that a deleted
-model is freed at once, and hooks of a user, of accelerate or of Transformers come and go around it.
+A guarded forward refers to its module weakly, so that a deleted model is freed at once. Classes stay as they are, and
+hooks of a user, of accelerate or of Transformers come and go around it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,31 +23,54 @@ from sti_hf.runtime.modules.part import StoredPart
 
 Run = Callable[[Forwards, Any, dict[str, Any], Callable[[], Any]], Any]
 
-FORWARDS, LAYER, LAYERS = "_sti_forwards", "_sti_layer", "_sti_layers"
-"""Attributes of guarded modules."""
+Call = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""What a guarded forward does with its module, its class's own forward, and the inputs."""
+
+FORWARD, GUARDED = "forward", "_guarded"
+"""The attribute of a module that `nn.Module.__call__` calls, and the mark of one that is guarded."""
 
 
-class GuardedModule(StoredPart):
-    """What all guarded classes derive from."""
+class PlannedLayers(StoredPart, nn.ModuleList):
+    """The layers of a model: all of them, but in an inference, to the thread that runs it, those of its plan."""
+
+    forwards: Forwards
+
+    def _planned(self) -> list[nn.Module]:
+        every = list(self._modules.values())
+        executed = self.forwards.executed_layers()
+        return every if executed is None else [every[layer] for layer in executed]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._planned())
+
+    def __len__(self) -> int:
+        return len(self._planned())
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = self._planned()[index]
+        return nn.ModuleList(chosen) if isinstance(index, slice) else chosen
 
 
-def guard(module: nn.Module, forwards: Forwards, run: Run, own: type | None = None) -> None:
-    """Lets `run`, a method of `Forwards`, run the forward of a module; `own` adds methods to its class."""
-    module.__dict__[FORWARDS] = forwards
-    stock: Any = type(module)  # mypy takes no class of modules for hashable
-    module.__class__ = _guarded_class(stock, run, own)
+def guard(module: nn.Module, forwards: Forwards, run: Run, layers: str | None = None) -> None:
+    """Lets `run`, a method of `Forwards`, run the forward of a module; `layers` names its layers, if it has them."""
+    count = 0 if layers is None else len(getattr(module, layers)._modules)
+    names = tuple(_bound_signature(type(module).forward).parameters)
+
+    def call(module: nn.Module, stock: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if layers is not None:
+            check_layers(module, layers, count)
+        inputs = named_inputs(names, args, kwargs)
+        return run(forwards, module, inputs, functools.partial(stock, module, *args, **kwargs))
+
+    _put_forward(module, call)
 
 
-def guard_layers(stack: nn.Module, name: str, forwards: Forwards) -> None:
-    """Guards the layers that a module has under a name; an inference sees only those that it runs."""
-    layers = getattr(stack, name)
+def guard_layers(layers: nn.ModuleList, forwards: Forwards) -> None:
+    """Guards layers; an inference sees only those that it runs."""
     for index, layer in enumerate(layers):
-        layer.__dict__.update({FORWARDS: forwards, LAYER: index})
-        stock: Any = type(layer)
-        layer.__class__ = _layer_class(stock)
-    stack.__dict__[LAYERS] = name, len(layers)
-    layers.__dict__[FORWARDS] = forwards
+        _put_forward(layer, _layer_call(forwards, index))
     layers.__class__ = PlannedLayers
+    layers.__dict__["forwards"] = forwards
 
 
 def check_layers(stack: nn.Module, name: str, count: int) -> None:
@@ -61,77 +85,37 @@ def check_layers(stack: nn.Module, name: str, count: int) -> None:
 
 def release(module: nn.Module) -> None:
     """Makes a guarded module what it was."""
-    if isinstance(module, GuardedModule):
-        module.__class__ = getattr(type(module), "stock_class")  # noqa: B009 - each guarded class has its own
-        for name in (FORWARDS, LAYER, LAYERS):
-            module.__dict__.pop(name, None)
+    if hasattr(module.__dict__.get(FORWARD), GUARDED):
+        del module.__dict__[FORWARD]
+    if type(module) is PlannedLayers:
+        del module.__dict__["forwards"]
+        setattr(module, "__class__", nn.ModuleList)  # noqa: B010 - mypy holds on to the class it had
 
 
-class PlannedLayers(GuardedModule, nn.ModuleList):
-    """The layers of a model: all of them, but in an inference, to the thread that runs it, those of its plan."""
+def _layer_call(forwards: Forwards, layer: int) -> Call:
+    def call(module: nn.Module, stock: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return forwards.run_layer(module, layer, args, kwargs, functools.partial(stock, module))
 
-    stock_class = nn.ModuleList
-
-    def _planned(self) -> list[nn.Module]:
-        every = list(self._modules.values())
-        executed = self.__dict__[FORWARDS].executed_layers()
-        return every if executed is None else [every[layer] for layer in executed]
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self._planned())
-
-    def __len__(self) -> int:
-        return len(self._planned())
-
-    def __getitem__(self, index: Any) -> Any:
-        chosen = self._planned()[index]
-        return nn.ModuleList(chosen) if isinstance(index, slice) else chosen
+    return call
 
 
-@functools.cache
-def _guarded_class(stock: type[nn.Module], run: Run, own: type | None) -> type[nn.Module]:
-    stock_forward: Any = stock.forward
-    names = tuple(inspect.signature(stock_forward).parameters)[1:]
+def _put_forward(module: nn.Module, call: Call) -> None:
+    reference, stock = weakref.ref(module), type(module).forward
 
-    @functools.wraps(stock_forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = self.__dict__
-        if LAYERS in state:
-            check_layers(self, *state[LAYERS])
-        inputs = named_inputs(names, args, kwargs)
-        forward = functools.partial(stock_forward, self, *args, **kwargs)
-        return _outside_compiler(run)(state[FORWARDS], self, inputs, forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        this = reference()
+        if this is None:
+            raise UnsupportedUseError("This is a shallow copy of a model that was deleted: use copy.deepcopy.")
+        # As torch.compiler.disable, which imports the compiler: a second, where nobody has imported it.
+        run = call if sys.modules.get("torch._dynamo") is None else torch.compiler.disable(call)
+        return run(this, stock, args, kwargs)
 
-    return _subclass(stock, forward, own)
+    forward.__doc__, forward.__signature__ = stock.__doc__, _bound_signature(stock)  # type: ignore[attr-defined]
+    setattr(forward, GUARDED, True)
+    module.__dict__[FORWARD] = forward
 
 
 @functools.cache
-def _layer_class(stock: Any) -> type[nn.Module]:
-    stock_forward: Any = stock.forward
-
-    @functools.wraps(stock_forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = self.__dict__
-        run = functools.partial(stock_forward, self)
-        return _outside_compiler(Forwards.run_layer)(state[FORWARDS], self, state[LAYER], args, kwargs, run)
-
-    return _subclass(stock, forward, None)
-
-
-def _outside_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As torch.compiler.disable, which imports the compiler: a second, where nobody has imported it."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return function if dynamo is None else _disabled(function)
-
-
-@functools.cache
-def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
-    disabled: Callable[..., Any] = torch.compiler.disable(function)
-    return disabled
-
-
-def _subclass(stock: type[nn.Module], forward: Any, own: type | None) -> type[nn.Module]:
-    """A class that looks like `stock`: Transformers asks for classes by their names."""
-    bases = (GuardedModule, stock) if own is None else (own, GuardedModule, stock)
-    names = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(stock.__name__, bases, {**names, "forward": forward, "stock_class": stock})
+def _bound_signature(method: Callable[..., Any]) -> inspect.Signature:
+    signature = inspect.signature(method)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
