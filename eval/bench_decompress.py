@@ -65,18 +65,18 @@ class Matrix:
         positions = np.sort(rng.choice(share, count, replace=False)).astype("<u4")
         outliers = self._put(np.uint32(count).tobytes() + positions.tobytes() + rng.bytes(4 * count))
         self.buffer = np.frombuffer(b"".join(self._parts), dtype=np.uint8)
-        self.tables = {bits: np.full((slices, 10), -1, dtype=np.int64) for bits in FIDELITIES}
+        self.tables = {bits: np.full(slices, -1, dtype=native.SLICE) for bits in FIDELITIES}
         for bits, table in self.tables.items():
-            table[:, 0] = bits
+            table["fidelity"] = bits
             each = np.arange(slices)
             if bits == 32:
-                table[:, 1] = full + each * share * 4
+                table["full_weights"] = full + each * share * 4
                 continue
             for plane in range(bits):
-                table[:, 1 + plane] = planes[plane] + each * share // 8
-            table[:, 7] = codebooks[bits]
-            table[:, 8] = scales + each * self.slice_rows * 2 if scaled else -1
-            table[:, 9] = outliers if count else -1
+                table["planes"][:, plane] = planes[plane] + each * share // 8
+            table["codebook"] = codebooks[bits]
+            table["scales"] = scales + each * self.slice_rows * 2 if scaled else -1
+            table["outliers"] = outliers if count else -1
         self.decompressions = {
             bits: native.Decompression([self.buffer], table, 0, self.row_length, self.out, matrices=1)
             for bits, table in self.tables.items()

@@ -23,7 +23,7 @@ import sti_hf
 from eval.cold_forwards import LATE, WARM_UP, running, timed_forward
 from eval.disk import add_rate_option, disk_rate, evict
 from eval.live_app import warm_up
-from sti_hf.integrations.session import device_profile
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.integrations.store_cache import resolve_store
 from sti_hf.planning.reads import PieceTable
 
@@ -36,8 +36,8 @@ def pipeline_bound(store: sti_hf.ShardStore, profile: sti_hf.DeviceProfile, plan
     streamed = pieces.needed(plan.bits[executed]) & ~plan.preloaded_pieces[executed].reshape(len(executed), -1)
     io = profile.io_seconds(*pieces.reads(streamed)).cumsum()
     compute = plan.timeline.compute_end - plan.timeline.compute_start
-    rows = profile.embedding_seconds(plan.seq_len, store.row_bytes, store.position_bytes(plan.seq_len))
-    return float((io + compute[::-1].cumsum()[::-1]).max() + rows + profile.fixed_compute(plan.seq_len))
+    rows = profile.embedding_seconds(plan.workload.tokens, store.row_bytes, store.position_bytes(plan.workload.tokens))
+    return float((io + compute[::-1].cumsum()[::-1]).max() + rows + profile.fixed_compute(plan.workload.tokens))
 
 
 def cold_inferences(store: sti_hf.ShardStore, target: float, arguments: argparse.Namespace) -> dict[str, object]:

@@ -23,8 +23,8 @@ import sti_hf
 from eval import accounting
 from eval.disk import add_rate_option, disk_rate
 from eval.live_app import warm_up
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.integrations.model_classes import stock_class
-from sti_hf.integrations.session import device_profile
 from sti_hf.integrations.store_cache import resolve_store
 
 

@@ -13,12 +13,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sti_hf.architectures.grid import Grid
-from sti_hf.planning import AdditiveImportance, DeviceProfile, ImportanceProfile, make_plan
+from sti_hf.planning import AdditiveImportance, DeviceProfile, ImportanceProfile, PlanRequest, Workload, make_plan
 from sti_hf.planning.planner import ALLOCATORS
 from sti_hf.shards.layout import FIDELITIES, LayerLayout
 
@@ -89,17 +89,18 @@ def calls(case: Case) -> Iterator[tuple[str, Callable[[], object]]]:
     """Every planning that is timed, with its name."""
     layouts, profile = layouts_of(case.grid), profile_of(case)
 
+    base = PlanRequest(
+        tuple(layouts),
+        profile,
+        target_latency=1.0,
+        preload_budget=0,
+        workload=Workload(SEQ_LEN),
+        submodels="any",
+        row_bytes=2 * case.grid.row_length,
+    )
+
     def latency(bits: int) -> float:
-        plan = make_plan(
-            layouts,
-            profile,
-            target_latency=1.0,
-            preload_budget=0,
-            seq_len=SEQ_LEN,
-            strategy="std_pipeline",
-            fidelity=bits,
-        )
-        return plan.predicted_latency
+        return make_plan(replace(base, strategy="std_pipeline", fidelity=bits)).predicted_latency
 
     lowest, highest = latency(2), latency(6)
     for name, importance in (("default", None), ("measured", measured_importance(case.grid))):
@@ -107,19 +108,16 @@ def calls(case: Case) -> Iterator[tuple[str, Callable[[], object]]]:
             for share in (-0.3, 0.05, 0.3, 0.7, 1.2):
                 for budget in case.budgets:
                     target = lowest + share * (highest - lowest) if share > 0 else lowest * (1 + share)
-                    yield (
-                        f"{allocator}, {name} importance, T {target * 1e3:.0f} ms, S {budget / 1e6:.0f} MB",
-                        lambda target=target, budget=budget, allocator=allocator, importance=importance: make_plan(
-                            layouts,
-                            profile,
-                            target_latency=target,
-                            preload_budget=budget,
-                            seq_len=SEQ_LEN,
-                            row_bytes=2 * case.grid.row_length,
-                            allocator=allocator,
-                            importance=importance,
-                        ),
+                    request = replace(
+                        base,
+                        target_latency=target,
+                        preload_budget=budget,
+                        allocator=allocator,
+                        importance=importance,
                     )
+                    name_of = f"{allocator}, {name} importance, T {target * 1e3:.0f} ms, S {budget / 1e6:.0f} MB"
+                    # As for a new request: nothing that follows from the layouts is kept from the call before.
+                    yield name_of, lambda request=request: make_plan(replace(request))
 
 
 def main() -> None:

@@ -34,8 +34,8 @@ from eval.live_app import warm_up
 from eval.markdown import table
 from eval.throttle_credit import spend_credit, write_ballast
 from sti_hf.config import parse_seconds
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.integrations.full_model import full_model
-from sti_hf.integrations.session import device_profile
 from sti_hf.integrations.store_cache import resolve_store
 from sti_hf.integrations.tokenizer import load_tokenizer
 from sti_hf.profiling.evaluation import Evaluation

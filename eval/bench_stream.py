@@ -48,31 +48,33 @@ def make_file(path: str, size: int) -> None:
 
 
 class Sequential:
-    """Reads the file from start to end, one request of `request_bytes` a group, with two groups of staging memory."""
+    """Reads the file from start to end, one request of `request_bytes` a step, with two steps of staging memory."""
 
     def __init__(self, path: str, size: int, request_bytes: int, threads: int, check: bool) -> None:
         self.size = size
         count = size // request_bytes
         self.buffer = aligned(2 * request_bytes)
-        groups = np.arange(count)
-        offsets = groups * request_bytes
-        targets = groups % 2 * request_bytes
-        ones = np.ones(count, dtype=np.int64)
-        self.requests = np.stack(
-            [0 * ones, offsets, request_bytes * ones, targets, groups, np.maximum(groups - 1, 0), ones * check], axis=1
-        )
-        content = np.memmap(path, dtype=np.uint8, mode="r")
-        checksums = [native.crc32c(content[offset : offset + request_bytes]) for offset in offsets] if check else []
-        pieces = [targets, request_bytes * ones, np.array(checksums, dtype=np.int64), offsets]
-        self.pieces = np.stack(pieces, axis=1) if check else np.empty((0, 4), dtype=np.int64)
-        self.streamer = native.Streamer([path], [self.buffer], threads=threads)
+        steps = np.arange(count)
+        self.requests = np.zeros(count, dtype=native.REQUEST)
+        self.requests["offset"], self.requests["length"] = steps * request_bytes, request_bytes
+        self.requests["target"], self.requests["step"] = steps % 2 * request_bytes, steps
+        self.requests["wait_for"], self.requests["pieces"] = np.maximum(steps - 1, 0), check
+        self.pieces = np.empty(count if check else 0, dtype=native.PIECE)
+        if check:
+            content = np.memmap(path, dtype=np.uint8, mode="r")
+            for name in ("offset", "length", "target"):
+                self.pieces[name] = self.requests[name]
+            self.pieces["crc32c"] = [
+                native.crc32c(content[offset : offset + request_bytes]) for offset in self.pieces["offset"]
+            ]
+        self.streamer = native.Streamer([path], threads=threads)
 
     def __call__(self) -> float:
         start = time.perf_counter()
-        self.streamer.start(self.requests, self.pieces)
-        for group in range(len(self.requests)):
-            self.streamer.wait(group)
-            self.streamer.release(group)
+        self.streamer.start([self.buffer], self.requests, self.pieces)
+        for step in range(len(self.requests)):
+            self.streamer.wait(step)
+            self.streamer.release(step)
         return time.perf_counter() - start
 
 

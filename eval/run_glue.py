@@ -40,12 +40,11 @@ from eval.glue_runs.row import Row, Streamed
 from eval.glue_runs.settings import STI, Setting, admits_uniform, settings_of, usual_targets
 from eval.live_app import warm_up
 from sti_hf.config import ALLOCATORS, COMPUTE_DTYPES, STRATEGIES, parse_bytes, parse_seconds
-from sti_hf.integrations.session import device_profile
-from sti_hf.planning import DeviceProfile
+from sti_hf.integrations.device_profiles import device_profile
+from sti_hf.planning import DeviceProfile, Workload
 from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_names, read_profile
 from sti_hf.profiling.heat_map import check_matplotlib
 from sti_hf.profiling.tasks import GLUE, GLUE_TASKS, get_task
-from sti_hf.runtime.session import bucket_of
 from sti_hf.shards.layout import FIDELITIES, FULL
 from sti_hf.shards.store import ShardStore
 
@@ -110,6 +109,7 @@ class GlueRun:
     def facts(self, how: str, compute: str) -> dict[str, str]:
         """How it ran, for the head of the report."""
         options, task = self.options, self.task
+        longest = Workload.bucket(options.seq_len)
         sentences = len(self.accuracy.evaluation.examples)
         metrics = " and ".join(task.keys)
         return {
@@ -118,7 +118,7 @@ class GlueRun:
             f"{Path(options.dataset or task.dataset).name}",
             "importance": self.profile,
             "allocator": options.allocator,
-            "plan": f"for inputs of up to {bucket_of(options.seq_len)} tokens; timed with {options.seq_len} tokens, "
+            "plan": f"for inputs of up to {longest} tokens; timed with {options.seq_len} tokens, "
             f"{options.runs} cold forwards and {options.runs} back to back",
             "disk": how,
             "compute": f"{compute}, {torch.get_num_threads()} threads",

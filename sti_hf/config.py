@@ -10,12 +10,12 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sti_hf.errors import ConfigurationError
+from sti_hf.planning.request import ALLOCATORS, STRATEGIES, SUBMODELS
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, check_quantizer
 
-STRATEGIES = ("sti", "load_exec", "std_pipeline", "preload")
-ALLOCATORS = ("marginal", "two_pass")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+DEFAULT_SEQ_LEN = 128
 
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -25,7 +25,8 @@ class STIConfig(QuantizationConfigMixin):
     """How a model is run from its shards.
 
     Args:
-        target_latency: T, the time that one forward may take: seconds, or a text such as "200ms".
+        target_latency: T, the time that a forward of `batch_size` sequences may take: seconds, or a text such as
+            "200ms". A larger batch keeps the plan of its length and takes longer.
         preload_budget: S, the size of the preload buffer: bytes, or a text such as "1MB".
         strategy: "sti", or one of the paper's baselines "load_exec", "std_pipeline", "preload" (with `fidelity`).
         fidelity: bits of all shards under a baseline strategy.
@@ -34,7 +35,17 @@ class STIConfig(QuantizationConfigMixin):
             "default": no profile, the documented default order.
         compute_dtype: "auto" (the fastest the device profile found), "float32" or "bfloat16".
         seq_len: tokens of the plan that is made first; other lengths get theirs when they come.
+        batch_size: sequences in the batch that T is meant for.
+        fixed_plan: one plan, that of `seq_len`, for all lengths: the same text gets the same answer beside any other.
+            Longer inputs then take longer than T.
+        submodels: which parts of the model may run where T is too short for the whole. "measured": those whose
+            accuracy the store's importance profile has measured, within `max_loss` points of the whole model; where
+            none keeps T, the whole model runs at the lowest fidelity, with a warning. "any": all of them, the paper's
+            rule; "none": the whole model alone. Stores of elastic checkpoints take "measured" as "any".
+        max_loss: points, that is hundredths, of the metric that a measured submodel may lose.
         staging_budget: bound of the staging buffer (bytes or text); None: what the plan needs to keep reading.
+        memory_budget: bound of preload, staging and working buffer together (bytes or text); less than
+            `preload_budget` is preloaded where that leaves no room for the others. None: no bound.
         refine: keep T when the disk is busy, at the price of results that depend on it: planes above the lowest
             fidelity that come too late for T are left out of an inference, and where reading is ahead of the plan, the
             planes that are worth most beyond it are read too. `model.sti.last_run.bits` says what was executed. No
@@ -55,12 +66,17 @@ class STIConfig(QuantizationConfigMixin):
         allocator: str = "marginal",
         importance: str | None = None,
         compute_dtype: str = "auto",
-        seq_len: int = 128,
+        seq_len: int = DEFAULT_SEQ_LEN,
         staging_budget: int | str | None = None,
         refine: bool = False,
         strict: bool = False,
         quantizer: str = DEFAULT_QUANTIZER,
         quant_method: str = "sti",
+        batch_size: int = 1,
+        fixed_plan: bool = False,
+        submodels: str = "measured",
+        max_loss: float = 2.0,
+        memory_budget: int | str | None = None,
     ) -> None:
         if quant_method != "sti":
             raise ConfigurationError(f"This is the configuration of quant_method 'sti', not {quant_method!r}.")
@@ -74,14 +90,17 @@ class STIConfig(QuantizationConfigMixin):
         if importance is not None and not isinstance(importance, str):
             raise ConfigurationError(f"importance must be the name of an importance profile, not {importance!r}.")
         self.compute_dtype = _one_of("compute_dtype", compute_dtype, COMPUTE_DTYPES)
-        self.seq_len = seq_len
+        self.seq_len = _count("seq_len", "tokens", seq_len)
+        self.batch_size = _count("batch_size", "sequences", batch_size)
+        self.fixed_plan = _flag("fixed_plan", fixed_plan)
+        self.submodels = _one_of("submodels", submodels, SUBMODELS)
+        self.max_loss = _points(max_loss)
         self.staging_budget = None if staging_budget is None else parse_bytes(staging_budget, "staging_budget")
+        self.memory_budget = None if memory_budget is None else parse_bytes(memory_budget, "memory_budget")
         self.refine = _refine_for(strategy, refine)
-        self.strict = strict
+        self.strict = _flag("strict", strict)
         check_quantizer(quantizer)
         self.quantizer = quantizer
-        if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 1:
-            raise ConfigurationError(f"seq_len must be a number of tokens of at least 1, not {seq_len!r}.")
 
     @classmethod
     def coerce(cls, value: STIConfig | dict[str, Any]) -> STIConfig:
@@ -149,9 +168,26 @@ def _fidelity_for(strategy: str, fidelity: int | None) -> int | None:
     return fidelity
 
 
+def _count(name: str, what: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name} must be a number of {what} of at least 1, not {value!r}.")
+    return value
+
+
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, not {value!r}.")
+    return value
+
+
+def _points(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise ConfigurationError(f"max_loss must be a number of points, 0 to 100, not {value!r}.")
+    return float(value)
+
+
 def _refine_for(strategy: str, refine: bool) -> bool:
-    if not isinstance(refine, bool):
-        raise ConfigurationError(f"refine must be True or False, not {refine!r}.")
+    _flag("refine", refine)
     if refine and strategy != "sti":
         raise ConfigurationError("refine is for strategy 'sti'; the baseline strategies run what they plan.")
     return refine

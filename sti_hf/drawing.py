@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sti_hf.planning import ExecutionPlan
+from sti_hf.planning.summary import why
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.layout import FULL
 
@@ -55,7 +56,8 @@ def draw_plan(console: Console, plan: ExecutionPlan) -> None:
     layers, slices = plan.bits.shape
     n, m = plan.submodel
     how = f"{plan.strategy}, {plan.allocator}" if plan.allocator else plan.strategy
-    _print(console, Text(f"{n} × {m} of {layers} × {slices} shards, {plan.seq_len} tokens ({how})", style="bold"))
+    _print(console, Text(f"{n} × {m} of {layers} × {slices} shards, {plan.workload} ({how})", style="bold"))
+    _print(console, f"submodel {why(plan)}")
     if not plan.feasible:
         missed = "No plan keeps T: this is the fastest." if plan.strategy == "sti" else "This plan does not keep T."
         _print(console, Text(missed, style="bright_red"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import BertForSequenceClassification, BertModel, GPT2Config, GPT2Model
 
-from sti_hf import ShardStore, shard_checkpoint
+from sti_hf import ShardStore, cli, shard_checkpoint
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Sti
 from tests.integrations.checkpoints import checkpoint
@@ -160,3 +162,21 @@ BROKEN = {
     "gpt2": gpt2,
     "mistyped": mistyped_config,
 }
+
+
+def test_a_reader_that_has_seen_enough(sti: Sti, store: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    child = os.fork()
+    if child == 0:
+        status = -1
+        try:
+            os.dup2(writing, 1)
+            with (tmp_path / "errors").open("w") as errors, open(1, "w", closefd=False) as output:
+                sys.stdout, sys.stderr = output, errors
+                status = cli.main(["plan", str(store), "--json"])
+        finally:
+            os._exit(status)
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert (tmp_path / "errors").read_text() == ""

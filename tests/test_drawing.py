@@ -14,7 +14,7 @@ from rich.console import Console
 from sti_hf import ExecutionPlan
 from sti_hf.architectures import Grid
 from sti_hf.drawing import COMPUTING, DECOMPRESSING, READING, STYLES, TARGET, draw_plan, terminal
-from sti_hf.planning import make_plan
+from sti_hf.planning import PlanRequest, Workload, make_plan
 from sti_hf.planning.timeline import Timeline
 from sti_hf.shards.layout import FULL, LayerLayout
 from tests.integrations.checkpoints import DEVICE
@@ -36,15 +36,8 @@ def planned(layers: int, slices: int, latency: float, budget: int, **options: An
         layer_seconds=((5e-4, 3e-3), (1e-3, 8e-3)),
         decompress_seconds=dict.fromkeys((2, 3, 4, 5, 6, 32), 2.5e-10),
     )
-    return make_plan(
-        layouts,
-        profile,
-        target_latency=latency,
-        preload_budget=budget,
-        seq_len=128,
-        row_bytes=4 * hidden,
-        **options,
-    )
+    asked = {"row_bytes": 4 * hidden, "submodels": "any", **options}
+    return make_plan(PlanRequest(tuple(layouts), profile, latency, budget, Workload(128), **asked))
 
 
 BASE = planned(12, 12, 0.2, 1_000_000)

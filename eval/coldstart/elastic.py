@@ -53,7 +53,7 @@ class Elastic(Competitor):
     def load_tiny(self, folder: Path, real: Path) -> None:
         """In the dtype that is fastest for the real model: for the tiny one another may be."""
         from sti_hf import ShardStore
-        from sti_hf.integrations.session import device_profile
+        from sti_hf.integrations.device_profiles import device_profile
 
         profile = device_profile(ShardStore.open(real / "store"))
         self._load(folder, {**self.sti_config, "compute_dtype": profile.compute_dtype})

@@ -13,7 +13,7 @@ from eval.elastic.fake_quantization import fake_quantized
 class SlicedLinear(nn.Linear):
     """Computes with the first slices of the linear layer that it stands in for, whose parameters it takes over.
 
-    What runs is what `sti_hf.runtime.layers.ElasticLinear` does: rows of the weight and of the bias, or where
+    What runs is what `ElasticLinear` of sti_hf.runtime does: rows of the weight and of the bias, or where
     `by_columns` columns of the weight and the whole bias. Gradients reach the whole parameters.
 
     Args:

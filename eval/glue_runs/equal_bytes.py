@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sti_hf.planning import DeviceProfile, ImportanceProfile
+from sti_hf.planning import DeviceProfile, ImportanceProfile, Workload
 from sti_hf.planning.planner import ALLOCATORS
 from sti_hf.planning.request import PlanRequest
 from sti_hf.planning.submodel import Submodel
@@ -57,6 +57,6 @@ class EqualBytes:
 
     def _submodel(self, target: float) -> Submodel:
         request = PlanRequest(
-            self._layouts, SECOND_A_BYTE, target, preload_budget=0, seq_len=1, fidelities=self._fidelities
+            self._layouts, SECOND_A_BYTE, target, preload_budget=0, workload=Workload(1), fidelities=self._fidelities
         )
         return Submodel(request, request.grid.layers, request.grid.slices)

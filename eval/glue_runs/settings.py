@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sti_hf import STIConfig
-from sti_hf.integrations.session import plan_store
-from sti_hf.planning import DeviceProfile, make_plan
+from sti_hf.integrations.store_planner import StorePlanner, plan_store
+from sti_hf.planning import DeviceProfile, Workload, make_plan
 from sti_hf.planning.baselines import BASELINES
 from sti_hf.planning.importance_file import DEFAULT_ORDER
-from sti_hf.runtime.session import bucket_of
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 
@@ -35,7 +34,10 @@ class Setting:
     preload_budget: int | None = None
 
     def config(self, seq_len: int, importance: str, allocator: str, compute_dtype: str) -> STIConfig:
-        """What `from_pretrained` is asked for. A baseline is planned for the lowest latency that it can have."""
+        """What `from_pretrained` is asked for, with the paper's rule for submodels.
+
+        A baseline is planned for the lowest latency that it can have.
+        """
         return STIConfig(
             target_latency=self.target or SHORTEST,
             preload_budget=self.preload_budget or 0,
@@ -45,6 +47,7 @@ class Setting:
             importance=importance,
             compute_dtype=compute_dtype,
             seq_len=seq_len,
+            submodels="any",
         )
 
 
@@ -65,8 +68,8 @@ def usual_targets(store: ShardStore, profile: DeviceProfile, seq_len: int, budge
     """
 
     def latency(strategy: str, bits: int | None = None) -> float:
-        config = STIConfig(SHORTEST, budget, strategy, bits, importance=DEFAULT_ORDER)
-        return plan_store(store, profile, config, bucket_of(seq_len)).predicted_latency
+        config = STIConfig(SHORTEST, budget, strategy, bits, importance=DEFAULT_ORDER, submodels="any")
+        return plan_store(store, profile, config, Workload(Workload.bucket(seq_len))).predicted_latency
 
     fastest = latency(STI)
     two, three, *more = (latency("std_pipeline", bits) for bits in (2, 3, 4, 6, FULL) if bits in store.fidelities)
@@ -83,17 +86,10 @@ def admits_uniform(
     store: ShardStore, profile: DeviceProfile, target: float, budget: int, seq_len: int, bits: int
 ) -> bool:
     """Whether the whole model with all shards at `bits` keeps T with S."""
-    plan = make_plan(
-        store.layouts,
-        profile,
-        target_latency=target,
-        preload_budget=budget,
-        seq_len=bucket_of(seq_len),
-        row_bytes=store.row_bytes,
-        position_bytes=store.position_bytes(bucket_of(seq_len)),
-        fidelities=(bits,),
-    )
-    return plan.feasible and plan.submodel == (store.grid.layers, store.grid.slices)
+    config = STIConfig(target, budget, importance=DEFAULT_ORDER, submodels="none")
+    request = StorePlanner(store, profile).request(config, Workload(Workload.bucket(seq_len)))
+    plan = make_plan(request.changed(fidelities=(bits,)))
+    return plan.feasible
 
 
 def _three_digits(value: float) -> float:

@@ -16,7 +16,9 @@ from transformers import MPNetForSequenceClassification
 import sti_hf
 from eval.cold_forwards import LATE, WARM_UP, expecting_misses, running, timed_forward
 from eval.growth.models import Size, checkpoint
-from sti_hf.integrations.session import device_profile, plan_store
+from sti_hf.integrations.device_profiles import device_profile
+from sti_hf.integrations.store_planner import plan_store
+from sti_hf.planning import Workload
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Point:
 def at_lowest(store: sti_hf.ShardStore, point: Point, preload_budget: str) -> float:
     """Predicted seconds of a forward of the whole model at the lowest fidelity: T in terms of which targets are."""
     config = sti_hf.STIConfig(preload_budget=preload_budget, strategy="std_pipeline", fidelity=2)
-    return plan_store(store, device_profile(store), config, point.tokens * point.batch).predicted_latency
+    return plan_store(store, device_profile(store), config, Workload(point.tokens, point.batch)).predicted_latency
 
 
 def measure(
@@ -57,7 +59,13 @@ def measure(
     """Cold forwards and cold starts at a T of `factor` times what `at_lowest` says. `make_cold` takes a store's files
     out of the page cache."""
     target = factor * at_lowest(store, point, preload_budget)
-    config = sti_hf.STIConfig(target_latency=target, preload_budget=preload_budget, seq_len=point.tokens * point.batch)
+    config = sti_hf.STIConfig(
+        target_latency=target,
+        preload_budget=preload_budget,
+        seq_len=point.tokens,
+        batch_size=point.batch,
+        submodels="any",
+    )
     inputs = point.inputs(WARM_UP + runs)
     with expecting_misses():
         with running(store, config) as model:

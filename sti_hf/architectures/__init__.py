@@ -20,6 +20,7 @@ __all__ = [
     "Grid",
     "Matrix",
     "UnsupportedModelError",
+    "architecture_of",
     "get_architecture",
     "supported_model_types",
 ]
@@ -42,11 +43,15 @@ def get_architecture(config: PreTrainedConfig) -> Architecture:
         UnsupportedModelError: the family is not supported (the message lists those that are), or the
             configuration asks of the family what is not supported.
     """
-    model_type = getattr(config, "model_type", None)
+    architecture = architecture_of(getattr(config, "model_type", None))
+    architecture.check(config)
+    return architecture
+
+
+def architecture_of(model_type: str | None) -> Architecture:
+    """Architecture of the family with this `config.model_type`. Raises `UnsupportedModelError` where there is none."""
     if model_type not in _BY_MODEL_TYPE:
         raise UnsupportedModelError(
             f"Models of type {model_type!r} are not supported; supported are {', '.join(supported_model_types())}."
         )
-    architecture = _BY_MODEL_TYPE[model_type]
-    architecture.check(config)
-    return architecture
+    return _BY_MODEL_TYPE[model_type]

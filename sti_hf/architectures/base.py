@@ -78,6 +78,14 @@ class Architecture:
     ffn_size: ClassVar[str] = "intermediate_size"
     """Name of the configuration's field for the number of FFN neurons of a layer."""
 
+    skips_padding: ClassVar[bool] = False
+    """Positions are counted over tokens that are not padding, from behind the padding token's id."""
+
+    def longest_input(self, config: PreTrainedConfig) -> int:
+        """Tokens of the longest input that the position embeddings admit."""
+        behind = config.pad_token_id + 1 if self.skips_padding and config.pad_token_id is not None else 0
+        return int(config.max_position_embeddings) - behind
+
     def check(self, config: PreTrainedConfig) -> None:
         """Raise `UnsupportedModelError` where `config` asks for what the runtime cannot do."""
         if getattr(config, "add_cross_attention", False):

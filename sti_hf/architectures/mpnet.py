@@ -25,6 +25,7 @@ class MPNet(Architecture):
         Matrix("up", "intermediate.dense"),
         Matrix("down", "output.dense"),
     )
+    skips_padding = True
     lm_decoders = ("lm_head.decoder",)
     head_tables = ("encoder.relative_attention_bias",)
 

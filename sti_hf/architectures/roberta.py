@@ -9,4 +9,5 @@ class Roberta(Bert):
     """RoBERTa. Where a layer norms its inputs (first or last) does not matter to its matrices."""
 
     model_types = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta-xl")
+    skips_padding = True
     lm_decoders = ("lm_head.decoder",)

@@ -12,8 +12,9 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from sti_hf.config import ALLOCATORS, COMPUTE_DTYPES, STRATEGIES, STIConfig
-from sti_hf.integrations.session import device_profile
+from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.planning import DeviceProfile
+from sti_hf.planning.request import SUBMODELS
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.store import ShardStore, is_store, store_defaults
 
@@ -28,6 +29,11 @@ FIELDS = (
     "importance",
     "compute_dtype",
     "strict",
+    "batch_size",
+    "fixed_plan",
+    "submodels",
+    "max_loss",
+    "memory_budget",
 )
 """The fields of STIConfig that are options."""
 
@@ -53,6 +59,21 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-latency", metavar="T", help="such as 200ms")
     parser.add_argument("--preload-budget", metavar="S", help="such as 1MB")
     parser.add_argument("--seq-len", metavar="TOKENS", type=int, help="tokens of the input to plan for")
+    parser.add_argument("--batch-size", metavar="N", type=int, help="sequences of the batch that T is meant for")
+    parser.add_argument(
+        "--fixed-plan", action="store_true", default=None, help="run the plan of --seq-len whatever the length"
+    )
+    parser.add_argument(
+        "--memory-budget", metavar="BYTES", help="such as 20MB: bound of preload, staging and working buffer together"
+    )
+    parser.add_argument(
+        "--submodels",
+        choices=SUBMODELS,
+        help="which parts may run: those measured to lose little, any (the paper's rule), or none",
+    )
+    parser.add_argument(
+        "--max-loss", metavar="POINTS", type=float, help="of the metric that a measured submodel may lose (2)"
+    )
     parser.add_argument("--strategy", choices=STRATEGIES, help="sti, or one of the paper's baselines")
     parser.add_argument("--fidelity", type=int, choices=FIDELITIES, help="bits of all shards, for a baseline")
     parser.add_argument("--allocator", choices=ALLOCATORS, help="what chooses the fidelities; two_pass is the paper's")

@@ -7,9 +7,9 @@ from typing import Any
 
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, sti_config
 from sti_hf.drawing import draw_plan, terminal
-from sti_hf.errors import ConfigurationError
-from sti_hf.integrations.session import plan_store
-from sti_hf.runtime.session import bucket_of
+from sti_hf.errors import InfeasibleLatencyError
+from sti_hf.integrations.store_planner import plan_store
+from sti_hf.planning import Workload, missed_target
 from sti_hf.shards.store import ShardStore
 
 
@@ -23,12 +23,10 @@ def run(options: argparse.Namespace) -> int:
     config = sti_config(options)
     store = ShardStore.open(options.store)
     profile = measured_profile(options, store, config.compute_dtype)
-    plan = plan_store(store, profile, config, bucket_of(config.seq_len))
+    workload = Workload(Workload.bucket(config.seq_len), config.batch_size)
+    plan = plan_store(store, profile, config, workload)
     if config.strict and not plan.feasible:
-        raise ConfigurationError(
-            f"No plan meets {plan.target_latency * 1e3:.0f} ms: the smallest takes about "
-            f"{plan.predicted_latency * 1e3:.0f} ms."
-        )
+        raise InfeasibleLatencyError(missed_target(plan))
     if options.json:
         print(plan.to_json())
     else:

@@ -8,7 +8,7 @@ from typing import Any
 from sti_hf.commands.options import DTYPE_HELP, add_store, add_verb, measured_profile
 from sti_hf.config import COMPUTE_DTYPES
 from sti_hf.drawing import terminal
-from sti_hf.integrations.session import device_profile_path
+from sti_hf.integrations.device_profiles import kept_profile_path
 from sti_hf.shards.store import ShardStore
 
 
@@ -37,5 +37,6 @@ def run(options: argparse.Namespace) -> int:
     weights = store.grid.slices * store.grid.slice_weights
     times = "  ".join(f"{bits}: {each * weights * 1e3:.2f}" for bits, each in profile.decompress_seconds.items())
     console.print(f"decompressing a layer, ms by bits: {times}")
-    console.print(f"kept in {device_profile_path(store, options.compute_dtype)}")
+    kept = kept_profile_path(store, options.compute_dtype)
+    console.print(f"kept in {kept}" if kept else "not kept: it will be measured again next time")
     return 0

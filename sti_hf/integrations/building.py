@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sti_hf.architectures import get_architecture
 from sti_hf.architectures.base import WORD_EMBEDDINGS
 from sti_hf.errors import UnsupportedModelError
 from sti_hf.integrations.assigning import assign_weights, lacks, mismatches
 from sti_hf.integrations.empty_parameters import EmptyParameters
 from sti_hf.integrations.load_arguments import dtype_of
-from sti_hf.runtime.session import STISession, make_elastic
+from sti_hf.runtime.session import STISession
 
 NO_ARGUMENTS: Mapping[str, Any] = {}
 
@@ -68,13 +67,11 @@ def build_model(
     if hasattr(config, "transformers_weights"):  # the name of the store's resident weights: no checkpoint's
         del config.transformers_weights
     model = empty_model(model_class, config, dtype, arguments, named_arguments)
-    make_elastic(model, get_architecture(config), store)
+    session.attach(model)
     assigned = assign_weights(model, resident())
     if assigned.missing:
         raise lacks(store, model, assigned.missing)
     if assigned.mismatched:
         raise mismatches(store, model, assigned.mismatched)
     model.config.quantization_config = session.config
-    session.attach(model)
-    setattr(model, "sti", session)  # noqa: B010 - mypy takes modules' attributes for tensors
     return model.eval(), assigned.unexpected

@@ -17,6 +17,7 @@ from sti_hf.integrations import quantizer as _quantizer  # noqa: F401 - Transfor
 from sti_hf.integrations.building import build_model
 from sti_hf.integrations.load_arguments import LoadArguments, check_attention, requested
 from sti_hf.integrations.pipelines import pipeline_arguments
+from sti_hf.integrations.reopening import reopening
 from sti_hf.integrations.session import open_session
 from sti_hf.integrations.store_cache import resolve_store
 from sti_hf.integrations.structure import check_structure
@@ -74,6 +75,7 @@ def _load(cls: type[PreTrainedModel], sti_config: STIConfig, arguments: LoadArgu
         try:
             model, unexpected = build_model(cls, config, session, resident.result, arguments.arguments, named)
             _take_generation_config(model, arguments)
+            session.reopen = reopening
         except BaseException:
             session.close()
             raise

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import sti_hf.planning
+from sti_hf.integrations.cache_files import keep_file
 from sti_hf.planning import ExecutionPlan
 
 MAX_PLANS = 256
@@ -20,16 +20,19 @@ MAX_PLANS = 256
 def cached_plan(folder: Path, key: dict[str, Any], make_plan: Callable[[], ExecutionPlan]) -> ExecutionPlan:
     """The plan of `key` (JSON: everything that planning depends on) in `folder`, made and put there where absent.
 
-    A cached plan that cannot be read is made again; a folder that cannot be written to is left alone.
+    Only a plan that was made for this key, and is whole, is taken: its file begins with a checksum of both.
     """
     text = json.dumps([key, _planner()], sort_keys=True)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    path = folder / f"{_checksum(text)[:32]}.json"
     try:
-        return ExecutionPlan.from_json(path.read_text())
-    except (OSError, ValueError):
+        plan = _read(path, text)
+    except Exception:  # whatever it is: a plan can be made again
+        plan = None
+    if plan is None:
         plan = make_plan()
-    with suppress(OSError):
-        _write(path, plan.to_json())
+        content = plan.to_json()
+        _remove_oldest(folder)
+        keep_file(path, f"{_checksum(text, content)}\n{content}")
     return plan
 
 
@@ -48,13 +51,20 @@ def _planner() -> list[int]:
     return [file.stat().st_mtime_ns for file in sorted(Path(folder).glob("*.py"))]
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = list(path.parent.glob("*.json"))
-    if len(kept) >= MAX_PLANS:
-        for old in sorted(kept, key=lambda file: file.stat().st_mtime)[: MAX_PLANS // 2]:
-            old.unlink(missing_ok=True)
-    # Not `write_whole`: its sync would stand before the first answer, and a lost plan is made again.
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+def _read(path: Path, key: str) -> ExecutionPlan | None:
+    """The plan in a file, or None where it is not that of this key, or not whole."""
+    checksum, _, content = path.read_text(encoding="utf-8").partition("\n")
+    return ExecutionPlan.from_json(content) if checksum == _checksum(key, content) else None
+
+
+def _checksum(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Where too many plans are kept, removes the older half."""
+    with suppress(OSError):  # another process has removed one, or nobody may
+        kept = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        if len(kept) >= MAX_PLANS:
+            for old in kept[: MAX_PLANS // 2]:
+                old.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Source:
     hub: Mapping[str, Any]
     variant: str | None = None
     use_safetensors: bool | None = None
+    _found: dict[str, Path | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -76,11 +77,13 @@ class Source:
         """Where a file of it is on this machine (fetched, if need be), or None where it has no such file."""
         if self.folder is not None:
             return self.folder / name if (self.folder / name).is_file() else None
-        try:
-            found = cached_file(self.name, name, _raise_exceptions_for_missing_entries=False, **self.hub)
-        except OSError as error:
-            raise SourceNotFoundError(" ".join(str(error).split())) from error
-        return None if found is None else Path(found)
+        if name not in self._found:  # once: `force_download` would fetch it each time
+            try:
+                found = cached_file(self.name, name, _raise_exceptions_for_missing_entries=False, **self.hub)
+            except OSError as error:
+                raise SourceNotFoundError(" ".join(str(error).split())) from error
+            self._found[name] = None if found is None else Path(found)
+        return self._found[name]
 
     def config(self) -> dict[str, Any]:
         """Its `config.json`. Raises `SourceNotFoundError` where it has none, `SourceError` where it is damaged."""

@@ -21,7 +21,7 @@ from sti_hf.integrations.model_classes import named_class
 from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
 from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
 
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 _sharding = threading.Lock()
 """Held while a checkpoint is loaded: Transformers' loader replaces functions for the whole process, and two at once
@@ -64,7 +64,8 @@ def resolve_store(
     except OSError as error:
         if is_store(path):  # another process has written it meanwhile
             return ShardStore.open(path)
-        if isinstance(error, STIError) or error.errno not in NOT_WRITABLE:
+        elsewhere = error.filename is not None and not Path(error.filename).is_relative_to(cache_home())
+        if isinstance(error, STIError) or elsewhere or error.errno not in NOT_WRITABLE:
             raise
         raise StoreError(
             f"The cache {cache_home()} cannot take the store of {source} ({error.strerror}): set STI_HOME to a folder "

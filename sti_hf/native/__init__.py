@@ -7,21 +7,26 @@ and `crc32c` have an implementation for each instruction set, of which the faste
 from __future__ import annotations
 
 from sti_hf.native._native import (
-    Cancelled,
     Decompression,
     RowReader,
     Streamer,
-    StreamError,
     available_isas,
     crc32c,
     evict,
     isa,
     set_isa,
 )
+from sti_hf.native.errors import Cancelled, StreamError
+from sti_hf.native.records import PIECE, REQUEST, SLICE, TIMING, Outcome
 
 __all__ = [
+    "PIECE",
+    "REQUEST",
+    "SLICE",
+    "TIMING",
     "Cancelled",
     "Decompression",
+    "Outcome",
     "RowReader",
     "StreamError",
     "Streamer",

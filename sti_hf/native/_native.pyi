@@ -9,18 +9,11 @@ class Decompression:
     """
     Writes one matrix of a layer's active slices, from bit-planes or full weights, whenever it is run.
 
-    A *location* is an int64 `buffer_index << 56 | byte_offset` into `buffers`, or -1 for what is absent.
     Nothing needs an alignment. Numbers are little-endian.
 
     Args:
-        buffers: 1-D uint8 arrays or tensors.
-        table: int64 `[m, 10]`, a row for each slice, in the order of the slices in `out`. Columns: 0, the
-            fidelity in bits (2 .. 6 or 32); 1 .. 6, the locations of this matrix's bits in planes 1 .. 6
-            (`row_length / 8` bytes a row, the first weight in the lowest bit), of which the fidelity says how
-            many are used; 7, the codebook, f32 `[2**bits]`, indexed by a weight's bits with plane 1 as the most
-            significant; 8, the f16 scales of the rows; 9, the slice's outliers: u32 counts `[matrices]`, u32
-            positions (`row * row_length + column` inside the matrix), f32 values. At 32 bits, column 1 is the
-            location of the full weights, row by row.
+        buffers: 1-D uint8 arrays or tensors, in which the locations of the table are.
+        table: `SLICE` `[m]`, in the order of the slices in `out`.
         matrix: Index of this matrix among the matrices of a slice.
         row_length: Weights in a row, a multiple of 8.
         out: float32 or bfloat16 `[m * rows, row_length]`, contiguous.
@@ -34,13 +27,13 @@ class Decompression:
 
     Raises:
         ValueError: A size makes no sense.
-        TypeError: An array has the wrong dtype or is not contiguous.
+        TypeError: An array has another dtype or is not contiguous.
     """
 
     def __init__(
         self,
         buffers: Sequence[NDArray[np.uint8] | torch.Tensor],
-        table: NDArray[np.int64],
+        table: NDArray[np.void],
         matrix: int,
         row_length: int,
         out: NDArray[np.float32] | torch.Tensor,
@@ -80,12 +73,6 @@ def set_isa(name: str) -> None:
     Use this instruction set from now on. Raises ValueError where it is not available.
     """
 
-class StreamError(RuntimeError):
-    """A read failed, or what was read is not what was written."""
-
-class Cancelled(RuntimeError):
-    """The run waited for was cancelled."""
-
 def evict(path: str) -> None:
     """
     Drop a file's clean pages from the page cache, so that the next read comes from the disk.
@@ -96,45 +83,52 @@ class Streamer:
     Reads pieces of files ahead of compute, in order, on threads of its own.
 
     Args:
-        paths: Files to read.
-        buffers: 1-D uint8 arrays or tensors to read into; kept alive. *Locations* in them are `buffer_index <<
-            56 | offset`.
+        paths: Files to read. They are opened once: it does not matter to the streamer if they are moved or replaced.
         direct: Read past the page cache where the file system allows it; elsewhere, and with False, reads are
             buffered and the pages are dropped after each read.
         threads: Reads under way at once.
         rate_limit: Bytes per second that the disk is made to look like, 0 for as fast as it is; for benchmarks.
 
-    A forked child must make its own. Methods may be called from any thread. When nothing has been started or
-    released for a tenth of a second, memory that the process has freed goes back to the system (glibc).
+    A forked child must make its own, with `for_child`. Methods may be called from any thread. When nothing has
+    been started or released for a tenth of a second, memory that the process has freed goes back to the system
+    (glibc).
 
     Raises:
-        OSError: A file cannot be opened.
+        OSError: A file cannot be opened, or the system has no more threads.
     """
 
     def __init__(
-        self,
-        paths: Sequence[str],
-        buffers: Sequence[NDArray[np.uint8] | torch.Tensor],
-        *,
-        direct: bool = True,
-        threads: int = 1,
-        rate_limit: float = 0.0,
+        self, paths: Sequence[str], *, direct: bool = True, threads: int = 1, rate_limit: float = 0.0
     ) -> None: ...
-    def start(self, requests: NDArray[np.int64], pieces: NDArray[np.int64]) -> None:
+    def for_child(self) -> Streamer:
+        """
+        A streamer for a forked child, which has this one but not its threads.
+
+        It has threads of its own and reads the same open files, wherever their paths lead by now. Of this streamer,
+        which may be in the midst of something, nothing else is used.
+
+        Raises:
+            OSError: The system has no more threads.
+            RuntimeError: The streamer is closed.
+        """
+
+    def start(
+        self, buffers: Sequence[NDArray[np.uint8] | torch.Tensor], requests: NDArray[np.void], pieces: NDArray[np.void]
+    ) -> None:
         """
         Start reading.
 
         Args:
-            requests: int64 `[n, 7]`, in the order in which to read: index of the file; offset in it and length,
-                multiples of 4096 (the last block may be cut by the end of the file); location to read to, aligned
-                to 4096 bytes in memory where reads are direct; group; how many groups (all from the first on) must
-                have been released before this read may begin; number of pieces.
-            pieces: int64 `[k, 4]`, for one request after the other: location, length, CRC-32C, offset in the file. A
-                piece is checked with the last request that reads a part of it: it may reach into requests right before
-                that one, of the same group, that continue each other upwards or downwards, in the file and in memory.
+            buffers: 1-D uint8 arrays or tensors to read into, in which the locations are. Kept alive until the next
+                `start` or `close`.
+            requests: `REQUEST` `[n]`, in the order in which to read.
+            pieces: `PIECE` `[k]`, for one request after the other. A piece is checked with the last request that reads
+                a part of it: it may reach into requests right before that one, of the same step, that continue each
+                other upwards or downwards, in the file and in memory.
 
         Raises:
-            ValueError: A row makes no sense or points outside the buffers.
+            TypeError: An array has another dtype, or is not contiguous.
+            ValueError: A record makes no sense or points outside the buffers.
             RuntimeError: The streamer is still reading, or closed.
         """
 
@@ -142,9 +136,9 @@ class Streamer:
         """
         Say when each request of this run must have begun at the latest.
 
-        A request that is late when its turn comes is given up, and with it those of its group that follow it: they are
-        never read, and nobody waits for them. One that has begun is read to its end. Before, and with infinity, there
-        is no limit.
+        A request that is late when its turn comes is given up, and with it those of its step that follow it: they
+        are never read, and nobody waits for them. One that has begun is read to its end. Before, and with infinity,
+        there is no limit.
 
         Args:
             latest: float64 `[n]`, one for each request, on the clock of `time.perf_counter`.
@@ -153,39 +147,44 @@ class Streamer:
             ValueError: There are not as many as requests.
         """
 
-    def wait(self, group: int) -> float:
+    def wait(self, step: int) -> float:
         """
-        Wait until all requests of a group are read and checked, or given up; return the seconds waited.
+        Wait until all requests of a step are read and checked, or given up; return the seconds waited.
 
         Raises:
-            StreamError: A request of this group or of one before it failed: the file is cut short, damaged or
+            StreamError: A request of this step or of one before it failed: the file is cut short, damaged or
                 unreadable.
             Cancelled: The run was cancelled.
         """
 
-    def wait_for(self, group: int, seconds: float) -> bool:
+    def wait_for(self, step: int, seconds: float) -> bool:
         """
-        Wait for a group at most so long (0 to 1, in whole milliseconds).
+        Wait for a step at most so long (0 to 1, in whole milliseconds).
 
         Returns whether all its requests are read and checked, or given up. Raises as `wait`.
         """
 
-    def ready(self, group: int) -> bool:
-        """Whether `wait` would return or raise at once."""
-
-    def release(self, group: int) -> None:
-        """Say that the staging memory of this group may be written again."""
+    def release(self, step: int) -> None:
+        """Say that the staging memory of this step may be written again."""
 
     def cancel(self) -> None:
         """End the run. When this returns, nothing writes to the buffers."""
 
     def close(self) -> None:
-        """Cancel, and end the threads. The streamer cannot be used again."""
-
-    def timings(self) -> NDArray[np.float64]:
         """
-        float64 `[n, 2]`: when each request began and was checked, on the clock of `time.perf_counter`; NaN
-        where it has not.
+        Cancel, end the threads, and let go of files and buffers. The streamer cannot be started again.
+        """
+
+    def timings(self) -> NDArray[np.void]:
+        """
+        `TIMING` `[n]`: when each request of the last run began and was checked.
+        """
+
+    def outcomes(self) -> NDArray[np.uint8]:
+        """
+        What became of each request of the last run: uint8 `[n]`, values of `Outcome`.
+
+        Of those that were checked this stays true after a cancel, and where another failed.
         """
 
     @property

@@ -5,11 +5,10 @@
 #include "bindings.h"
 #include "crc32c.h"
 #include "decompress.h"
+#include "records.h"
 
 namespace sti {
 namespace {
-
-using Table = nb::ndarray<const int64_t, nb::shape<-1, TABLE_COLUMNS>, nb::c_contig, nb::device::cpu>;
 
 DType full_dtype_named(const std::string& name) {
     if (name == "float32") return DType::float32;
@@ -32,9 +31,9 @@ public:
                     int64_t matrices, const std::string& full_dtype)
         : held_(buffers, "a uint8 array"),
           regions_(held_.regions()),
-          table_(as_array<Table>(table, "table", "an int64 array [slices, 10]")),
+          table_(table, "table"),
           out_(as_array<AnyArray>(out, "out", "a writable float32 or bfloat16 array")) {
-        const size_t slices = table_.shape(0);
+        const size_t slices = table_.size();
         if (row_length <= 0 || row_length % 8 != 0)
             throw std::invalid_argument("row_length is " + std::to_string(row_length) +
                                         "; it must be a multiple of 8");
@@ -63,7 +62,7 @@ public:
 private:
     HeldBuffers<ConstBytes> held_;
     Buffers regions_;
-    Table table_;
+    Records<SliceRow> table_;
     AnyArray out_;
     MatrixRequest request_;
 };
@@ -76,18 +75,11 @@ uint32_t checksum(nb::handle buffer, uint32_t value) {
 
 constexpr const char* DECOMPRESSION_DOC = R"(Writes one matrix of a layer's active slices, from bit-planes or full weights, whenever it is run.
 
-A *location* is an int64 `buffer_index << 56 | byte_offset` into `buffers`, or -1 for what is absent.
 Nothing needs an alignment. Numbers are little-endian.
 
 Args:
-    buffers: 1-D uint8 arrays or tensors.
-    table: int64 `[m, 10]`, a row for each slice, in the order of the slices in `out`. Columns: 0, the
-        fidelity in bits (2 .. 6 or 32); 1 .. 6, the locations of this matrix's bits in planes 1 .. 6
-        (`row_length / 8` bytes a row, the first weight in the lowest bit), of which the fidelity says how
-        many are used; 7, the codebook, f32 `[2**bits]`, indexed by a weight's bits with plane 1 as the most
-        significant; 8, the f16 scales of the rows; 9, the slice's outliers: u32 counts `[matrices]`, u32
-        positions (`row * row_length + column` inside the matrix), f32 values. At 32 bits, column 1 is the
-        location of the full weights, row by row.
+    buffers: 1-D uint8 arrays or tensors, in which the locations of the table are.
+    table: `SLICE` `[m]`, in the order of the slices in `out`.
     matrix: Index of this matrix among the matrices of a slice.
     row_length: Weights in a row, a multiple of 8.
     out: float32 or bfloat16 `[m * rows, row_length]`, contiguous.
@@ -101,7 +93,7 @@ the result is rounded to the nearest (even) where `out` is bfloat16.
 
 Raises:
     ValueError: A size makes no sense.
-    TypeError: An array has the wrong dtype or is not contiguous.)";
+    TypeError: An array has another dtype or is not contiguous.)";
 
 constexpr const char* RUN_DOC = R"(Write the matrix. The GIL is released.
 
@@ -124,7 +116,7 @@ void bind_decompress(nb::module_& module) {
              "buffers"_a, "table"_a, "matrix"_a, "row_length"_a, "out"_a, nb::kw_only(), "matrices"_a,
              "full_dtype"_a = "float32",
              nb::sig("def __init__(self, buffers: Sequence[NDArray[np.uint8] | torch.Tensor], table: "
-                     "NDArray[np.int64], matrix: int, row_length: int, out: NDArray[np.float32] | torch.Tensor, *, "
+                     "NDArray[np.void], matrix: int, row_length: int, out: NDArray[np.float32] | torch.Tensor, *, "
                      "matrices: int, full_dtype: str = 'float32') -> None"))
         .def("run", &PyDecompression::run, "threads"_a = 1, RUN_DOC);
     module.def("crc32c", checksum, "buffer"_a, "value"_a = 0,

@@ -6,7 +6,6 @@
 
 #include <cerrno>
 #include <cstring>
-#include <system_error>
 
 #include "file.h"
 
@@ -14,7 +13,7 @@ namespace sti {
 
 CachedFile::CachedFile(std::string path) : path_(std::move(path)) {
     descriptor_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-    if (descriptor_ < 0) throw std::system_error(errno, std::generic_category(), path_);
+    if (descriptor_ < 0) throw FileError(errno, path_);
 #if defined(POSIX_FADV_RANDOM)
     posix_fadvise(descriptor_, 0, 0, POSIX_FADV_RANDOM);  // what is not asked for shall not be read
 #endif

@@ -10,7 +10,7 @@ namespace sti {
 // Any number of threads may read at once.
 class CachedFile {
 public:
-    // Throws std::system_error where the file cannot be opened.
+    // Throws FileError.
     explicit CachedFile(std::string path);
     ~CachedFile();
     CachedFile(const CachedFile&) = delete;

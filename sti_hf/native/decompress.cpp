@@ -12,9 +12,7 @@
 namespace sti {
 namespace {
 
-enum Column { BITS = 0, PLANE_1 = 1, FULL_WEIGHTS = 1, CODEBOOK = 7, SCALES = 8, OUTLIERS = 9 };
-
-constexpr int FULL = 32;
+constexpr int64_t FULL = 32;
 constexpr size_t PART_WEIGHTS = 1 << 15;    // a thread's piece of work: large against taking it, small against a cache
 constexpr size_t THREAD_WEIGHTS = 1 << 17;  // what a thread is worth calling for
 
@@ -34,18 +32,18 @@ struct Slice {
 class SliceFinder {
 public:
     SliceFinder(const Buffers& buffers, const MatrixRequest& request, size_t index)
-        : buffers_(buffers), request_(request), row_(request.table + index * TABLE_COLUMNS), index_(index) {}
+        : buffers_(buffers), request_(request), row_(request.table[index]), index_(index) {}
 
     Slice find() const {
         Slice slice;
-        if (row_[BITS] == FULL)
-            slice.full = at(row_[FULL_WEIGHTS], weights() * itemsize(request_.full_dtype), "full weights");
-        else if (row_[BITS] >= 2 && row_[BITS] <= MAX_BITS)
+        if (row_.fidelity == FULL)
+            slice.full = at(row_.full_weights, weights() * itemsize(request_.full_dtype), "full weights");
+        else if (row_.fidelity >= 2 && row_.fidelity <= MAX_BITS)
             find_planes(slice.rows);
         else
             throw std::invalid_argument("slice " + std::to_string(index_) + " has fidelity " +
-                                        std::to_string(row_[BITS]) + "; a fidelity is 2, 3, 4, 5, 6 or 32 bits");
-        if (row_[OUTLIERS] != Buffers::ABSENT) find_outliers(slice.outliers);
+                                        std::to_string(row_.fidelity) + "; a fidelity is 2, 3, 4, 5, 6 or 32 bits");
+        if (row_.outliers != Buffers::ABSENT) find_outliers(slice.outliers);
         return slice;
     }
 
@@ -58,24 +56,24 @@ private:
 
     void find_planes(PlaneRows& rows) const {
         static const char* const names[MAX_BITS] = {"plane 1", "plane 2", "plane 3", "plane 4", "plane 5", "plane 6"};
-        rows.bits = static_cast<int>(row_[BITS]);
+        rows.bits = static_cast<int>(row_.fidelity);
         rows.row_length = request_.row_length;
-        for (int p = 0; p < rows.bits; ++p) rows.planes[p] = at(row_[PLANE_1 + p], weights() / 8, names[p]);
+        for (int p = 0; p < rows.bits; ++p) rows.planes[p] = at(row_.planes[p], weights() / 8, names[p]);
         const size_t codebook_bytes = sizeof(float) << rows.bits;
-        std::memcpy(rows.codebook, at(row_[CODEBOOK], codebook_bytes, "codebook"), codebook_bytes);
-        const bool scaled = row_[SCALES] != Buffers::ABSENT;
-        rows.scales = scaled ? at(row_[SCALES], 2 * request_.slice_rows, "row scales") : nullptr;
+        std::memcpy(rows.codebook, at(row_.codebook, codebook_bytes, "codebook"), codebook_bytes);
+        const bool scaled = row_.scales != Buffers::ABSENT;
+        rows.scales = scaled ? at(row_.scales, 2 * request_.slice_rows, "row scales") : nullptr;
     }
 
     void find_outliers(Outliers& outliers) const {
         const size_t counts_bytes = 4 * request_.matrices;
-        const uint8_t* counts = at(row_[OUTLIERS], counts_bytes, "outlier counts");
+        const uint8_t* counts = at(row_.outliers, counts_bytes, "outlier counts");
         uint64_t before = 0, total = 0;
         for (size_t i = 0; i < request_.matrices; ++i) {
             if (i == request_.matrix) before = total;
             total += load<uint32_t>(counts + 4 * i);
         }
-        const uint8_t* section = at(row_[OUTLIERS], counts_bytes + 8 * total, "outliers");
+        const uint8_t* section = at(row_.outliers, counts_bytes + 8 * total, "outliers");
         outliers.count = load<uint32_t>(counts + 4 * request_.matrix);
         outliers.positions = section + counts_bytes + 4 * before;
         outliers.values = outliers.positions + 4 * total;
@@ -83,7 +81,7 @@ private:
 
     const Buffers& buffers_;
     const MatrixRequest& request_;
-    const int64_t* row_;
+    const SliceRow& row_;
     const size_t index_;
 };
 

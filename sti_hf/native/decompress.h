@@ -9,12 +9,14 @@
 
 namespace sti {
 
-// One row for every slice; see the columns in decompress.cpp.
-constexpr size_t TABLE_COLUMNS = 10;
+// Where the parts of one matrix of a slice are; records.py says what is in them.
+struct SliceRow {
+    int64_t fidelity, full_weights, planes[MAX_BITS], codebook, scales, outliers;
+};
 
 struct MatrixRequest {
-    const int64_t* table;  // [slices, TABLE_COLUMNS]
-    size_t slices;
+    const SliceRow* table;
+    size_t slices;      // in the table
     size_t matrix;      // index of the matrix among the slice's matrices
     size_t matrices;    // how many matrices a slice has
     size_t row_length;  // weights in a row

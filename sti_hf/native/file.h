@@ -4,8 +4,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <vector>
 
 namespace sti {
 
@@ -16,11 +19,18 @@ struct StreamError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// A file that cannot be opened.
+struct FileError : std::system_error {
+    FileError(int error, const std::string& path)
+        : std::system_error(error, std::generic_category(), path), path(path) {}
+    const std::string path;
+};
+
 // Direct IO where the file system does it; otherwise buffered, and the pages are given back after each read. Any number
 // of threads may read at once.
 class File {
 public:
-    // Throws std::system_error where the file cannot be opened.
+    // Throws FileError.
     File(std::string path, bool direct);
     ~File();
     File(const File&) = delete;
@@ -35,13 +45,19 @@ public:
 
 private:
     void stop_direct();
+    uint64_t size() const;
 
     const std::string path_;
     int descriptor_ = -1;
     std::atomic<bool> direct_{false};
 };
 
-// Drops the file's clean pages from the page cache. Throws std::system_error.
+using Files = std::vector<std::unique_ptr<File>>;
+
+// Throws FileError.
+Files open_files(const std::vector<std::string>& paths, bool direct);
+
+// Drops the file's clean pages from the page cache. Throws FileError.
 void evict(const std::string& path);
 
 }  // namespace sti

@@ -18,18 +18,17 @@ void require(bool condition, size_t index, const char* kind, const char* sentenc
 
 // Whether `row` reads what follows `previous`, to where that follows, so that a piece may go across both.
 bool follows(const RequestRow& row, const RequestRow& previous) {
-    return row.file == previous.file && row.group == previous.group &&
+    return row.file == previous.file && row.step == previous.step &&
            row.offset == previous.offset + previous.length && row.target == previous.target + previous.length;
 }
 
-Request make_request(const RequestRow& row, size_t index, const std::vector<std::shared_ptr<File>>& files,
-                     const Buffers& buffers) {
+Request make_request(const RequestRow& row, size_t index, const Files& files, const Buffers& buffers) {
     const auto check = [&](bool condition, const char* sentence) { require(condition, index, "request", sentence); };
     check(row.file >= 0 && row.file < static_cast<int64_t>(files.size()), "there is no such file");
     check(row.offset >= 0 && row.offset % BLOCK == 0, "the offset is not a multiple of 4096");
     check(row.offset < MAX_OFFSET, "the offset is larger than any file");
     check(row.length > 0 && row.length % BLOCK == 0, "the length is not a multiple of 4096");
-    check(row.group >= 0, "the group is negative");
+    check(row.step >= 0, "the step is negative");
     const auto name = [&] { return "the destination of request " + std::to_string(index); };
     uint8_t* target = buffers.at(row.target, row.length, name);
     const auto& file = files[row.file];
@@ -37,11 +36,11 @@ Request make_request(const RequestRow& row, size_t index, const std::vector<std:
           "direct reads need a destination that is aligned to 4096 bytes");
 
     Request request;
-    request.file = file;
+    request.file = file.get();
     request.offset = row.offset;
     request.length = request.unread = request.available = row.length;
     request.target = target;
-    request.group = row.group;
+    request.step = row.step;
     request.wait_for = row.wait_for;
     return request;
 }
@@ -61,8 +60,7 @@ Piece make_piece(const PieceRow& row, size_t index, const Request& request, cons
 }  // namespace
 
 std::vector<Request> make_requests(const RequestRow* rows, size_t count, const PieceRow* piece_rows,
-                                   size_t piece_count, const std::vector<std::shared_ptr<File>>& files,
-                                   const Buffers& buffers) {
+                                   size_t piece_count, const Files& files, const Buffers& buffers) {
     std::vector<Request> requests;
     size_t made = 0;
     Span span{0, 0};

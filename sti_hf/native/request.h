@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,9 +11,9 @@
 
 namespace sti {
 
-// Rows of the two arrays that `Streamer::start` takes.
+// Records of the two arrays that `Streamer::start` takes; records.py says what is in them.
 struct RequestRow {
-    int64_t file, offset, length, target, group, wait_for, pieces;
+    int64_t file, offset, length, target, step, wait_for, pieces;
 };
 struct PieceRow {
     int64_t target, length, crc32c, offset;
@@ -24,6 +23,8 @@ struct Timing {
     double start, end;  // seconds of the monotonic clock; NaN where nothing was read
 };
 
+enum class Outcome : uint8_t { PENDING, CHECKED, GIVEN_UP, FAILED };
+
 struct Piece {
     const uint8_t* target;
     size_t length;
@@ -32,17 +33,17 @@ struct Piece {
 };
 
 struct Request {
-    std::shared_ptr<File> file;
+    File* file;
     uint64_t offset;
     size_t length;
     uint8_t* target;
-    int64_t group;
+    int64_t step;
     int64_t wait_for;
     std::vector<Piece> pieces;  // complete with this request
     size_t unread;              // bytes
     size_t available;           // bytes before the file's end
     bool read = false;          // all of it, and not yet checked
-    bool given_up = false;
+    Outcome outcome = Outcome::PENDING;
     double latest = std::numeric_limits<double>::infinity();  // moment to begin
     std::string error;
     Timing timing{std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::quiet_NaN()};
@@ -53,6 +54,6 @@ struct Request {
 
 // Throws std::invalid_argument where a row makes no sense.
 std::vector<Request> make_requests(const RequestRow* rows, size_t count, const PieceRow* pieces, size_t piece_count,
-                                   const std::vector<std::shared_ptr<File>>& files, const Buffers& buffers);
+                                   const Files& files, const Buffers& buffers);
 
 }  // namespace sti

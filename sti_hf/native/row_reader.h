@@ -21,7 +21,7 @@ struct Rows {
 // Any number of threads may read at once, those of a forked child too.
 class RowReader {
 public:
-    // Throws std::system_error where the file cannot be opened. `rate_limit` is in bytes per second, 0 for none.
+    // Throws FileError. `rate_limit` is in bytes per second, 0 for none.
     RowReader(const std::string& path, double rate_limit);
 
     // Reads the rows to `out`, one after the other; returns the bytes read from the disk. They go through the page

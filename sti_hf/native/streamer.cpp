@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <system_error>
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -17,6 +18,17 @@ constexpr std::chrono::milliseconds IDLE{100};  // much longer than the computin
 constexpr size_t PART_BYTES = 2 << 20;  // one read: large enough for the disk, small enough to cancel soon
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// What went wrong in `action`, for the one who waits: on a reading thread, an exception would end the process.
+template <class Action>
+std::string error_of(const Action& action) {
+    try {
+        action();
+        return {};
+    } catch (const std::exception& caught) {
+        return caught.what();
+    }
+}
 
 // What was freed, and the C library keeps for the next allocations, goes back to the system.
 void return_freed_memory() {
@@ -33,19 +45,31 @@ struct Streamer::Part {
     size_t length;
 };
 
-Streamer::Streamer(const std::vector<std::string>& paths, Buffers buffers, bool direct, int threads, double rate_limit)
-    : process_(getpid()), buffers_(std::move(buffers)), rate_limit_(rate_limit), max_reads_(threads) {
+Streamer::Streamer(const Files& files, int threads, double rate_limit)
+    : process_(getpid()), files_(files), rate_limit_(rate_limit), max_reads_(threads) {
     kernels();  // where STI_HF_ISA is wrong, that is said here and not on a reading thread
-    for (const std::string& path : paths) files_.push_back(std::make_shared<File>(path, direct));
-    // One more, so that the disk is kept busy while checksums are computed.
-    for (int i = 0; i < threads + 1; ++i) threads_.emplace_back(&Streamer::work, this);
+    try {
+        make_threads(threads + 1);  // one more, so that the disk is kept busy while checksums are computed
+    } catch (...) {
+        close();
+        throw;
+    }
+}
+
+void Streamer::make_threads(int count) {
+    threads_.reserve(count);
+    try {
+        while (threads_.size() < static_cast<size_t>(count)) threads_.emplace_back(&Streamer::work, this);
+    } catch (const std::system_error& error) {
+        throw std::system_error(error.code(), "a thread that reads cannot be made");
+    }
 }
 
 Streamer::~Streamer() { close(); }
 
 void Streamer::check_process() const {
     if (getpid() != process_)
-        throw std::runtime_error("this streamer belongs to the parent process; make a new one after fork");
+        throw std::runtime_error("this streamer belongs to the parent process; after fork use `for_child()`");
 }
 
 std::unique_lock<std::mutex> Streamer::lock() {
@@ -53,17 +77,21 @@ std::unique_lock<std::mutex> Streamer::lock() {
     return std::unique_lock<std::mutex>(mutex_);
 }
 
-void Streamer::start(const RequestRow* rows, size_t request_count, const PieceRow* piece_rows, size_t piece_count) {
+void Streamer::start(RunBuffers buffers, const RequestRow* rows, size_t request_count, const PieceRow* piece_rows,
+                     size_t piece_count) {
     const auto guard = lock();
     if (closed_) throw std::runtime_error("the streamer is closed");
     if (unfinished_ > 0) throw std::runtime_error("the streamer is still reading; cancel it before a new start");
-    requests_ = make_requests(rows, request_count, piece_rows, piece_count, files_, buffers_);
+    auto requests = make_requests(rows, request_count, piece_rows, piece_count, files_, *buffers);
+    std::map<int64_t, size_t> unread;
+    for (const Request& request : requests) ++unread[request.step];
 
     ++run_;
     cancelled_ = false;
-    unread_.clear();
-    for (const Request& request : requests_) ++unread_[request.group];
-    errors_.clear();
+    buffers_.swap(buffers);  // those of the last run are let go by the caller, without the lock
+    requests_.swap(requests);
+    unread_.swap(unread);
+    failure_ = nullptr;
     next_request_ = next_offset_ = next_check_ = 0;
     unfinished_ = request_count;
     released_ = 0;
@@ -82,29 +110,26 @@ void Streamer::set_latest(const double* latest, size_t count) {
     for (size_t i = 0; i < count; ++i) requests_[i].latest = latest[i];
 }
 
-bool Streamer::settled(int64_t group) const {
-    if (cancelled_ || (!errors_.empty() && errors_.begin()->first <= group)) return true;
-    const auto found = unread_.find(group);
+bool Streamer::failed(int64_t step) const { return failure_ && failure_->step <= step; }
+
+bool Streamer::settled(int64_t step) const {
+    if (cancelled_ || failed(step)) return true;
+    const auto found = unread_.find(step);
     return found == unread_.end() || found->second == 0;
 }
 
-bool Streamer::ready(int64_t group) {
-    const auto guard = lock();
-    return settled(group);
-}
-
-bool Streamer::wait(int64_t group, std::chrono::milliseconds timeout) {
+bool Streamer::wait(int64_t step, std::chrono::milliseconds timeout) {
     auto guard = lock();
     if (run_ == 0) throw std::runtime_error("nothing to wait for: the streamer has not been started");
-    if (!changed_.wait_for(guard, timeout, [&] { return settled(group); })) return false;
+    if (!changed_.wait_for(guard, timeout, [&] { return settled(step); })) return false;
     if (cancelled_) throw Cancelled("reading was cancelled");
-    if (!errors_.empty() && errors_.begin()->first <= group) throw StreamError(errors_.begin()->second);
+    if (failed(step)) throw StreamError(failure_->error);
     return true;
 }
 
-void Streamer::release(int64_t group) {
+void Streamer::release(int64_t step) {
     const auto guard = lock();
-    if (group >= released_) released_early_.insert(group);
+    if (step >= released_) released_early_.insert(step);
     while (released_early_.erase(released_)) ++released_;
     last_use_ = std::chrono::steady_clock::now();
     if (has_work()) work_.notify_all();
@@ -128,10 +153,10 @@ void Streamer::close() {
     }
     cancel();
     std::vector<std::thread> threads;
+    RunBuffers buffers;
     {
         const auto guard = lock();
-        files_.clear();
-        requests_.clear();
+        buffers.swap(buffers_);
         threads.swap(threads_);
         work_.notify_all();
     }
@@ -145,11 +170,11 @@ std::vector<Timing> Streamer::timings() {
     return timings;
 }
 
-std::vector<bool> Streamer::direct() {
+std::vector<Outcome> Streamer::outcomes() {
     const auto guard = lock();
-    std::vector<bool> direct;
-    for (const auto& file : files_) direct.push_back(file->direct());
-    return direct;
+    std::vector<Outcome> outcomes;
+    for (const Request& request : requests_) outcomes.push_back(request.outcome);
+    return outcomes;
 }
 
 bool Streamer::has_work() const {
@@ -175,9 +200,9 @@ void Streamer::wait_for_work(std::unique_lock<std::mutex>& guard) {
 // Nobody is woken when a request becomes late: it matters only once a thread could read it.
 bool Streamer::give_up_late() {
     if (next_offset_ > 0 || !(now() > requests_[next_request_].latest)) return false;
-    const int64_t group = requests_[next_request_].group;
-    for (; next_request_ < requests_.size() && requests_[next_request_].group == group; ++next_request_)
-        requests_[next_request_].given_up = true;
+    const int64_t step = requests_[next_request_].step;
+    for (; next_request_ < requests_.size() && requests_[next_request_].step == step; ++next_request_)
+        requests_[next_request_].outcome = Outcome::GIVEN_UP;
     return true;
 }
 
@@ -217,12 +242,9 @@ void Streamer::read_part(const Part& part) {
     Request& request = *part.request;
     const auto earliest_end = rate_limit_.reserve(part.length);
     size_t count = 0;
-    std::string error;
-    try {
+    std::string error = error_of([&] {
         count = request.file->read(request.target + part.first, part.length, request.offset + part.first);
-    } catch (const StreamError& caught) {
-        error = caught.what();
-    }
+    });
     bytes_read_ += count;
 
     std::unique_lock<std::mutex> guard(mutex_);
@@ -230,7 +252,7 @@ void Streamer::read_part(const Part& part) {
     --reads_;
     work_.notify_all();
     if (count < part.length) request.available = std::min(request.available, part.first + count);
-    if (request.error.empty()) request.error = error;
+    if (request.error.empty()) request.error.swap(error);
     request.unread -= part.length;
     if (request.unread > 0 || cancelled_) return;
     request.read = true;
@@ -242,16 +264,10 @@ void Streamer::check_in_order(std::unique_lock<std::mutex>& guard) {
     if (checking_) return;
     checking_ = true;
     while (!cancelled_ && next_check_ < requests_.size() &&
-           (requests_[next_check_].read || requests_[next_check_].given_up)) {
+           (requests_[next_check_].read || requests_[next_check_].outcome == Outcome::GIVEN_UP)) {
         Request& request = requests_[next_check_];
         guard.unlock();
-        if (request.read && request.error.empty()) {
-            try {
-                request.check_pieces();
-            } catch (const StreamError& caught) {
-                request.error = caught.what();
-            }
-        }
+        if (request.read && request.error.empty()) request.error = error_of([&] { request.check_pieces(); });
         guard.lock();
         finish(request);
         changed_.notify_all();
@@ -260,9 +276,12 @@ void Streamer::check_in_order(std::unique_lock<std::mutex>& guard) {
 }
 
 void Streamer::finish(Request& request) {
-    if (request.read) request.timing.end = now();
-    if (!request.error.empty()) errors_.emplace(request.group, request.error);
-    --unread_[request.group];
+    if (request.read) {
+        request.timing.end = now();
+        request.outcome = request.error.empty() ? Outcome::CHECKED : Outcome::FAILED;
+        if (!request.error.empty() && !failed(request.step)) failure_ = &request;
+    }
+    --unread_.find(request.step)->second;
     --unfinished_;
     ++next_check_;
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <system_error>
 #include <thread>
 
 namespace sti {
@@ -95,7 +96,11 @@ void ThreadPool::work() {
 }
 
 void ThreadPool::add_workers(size_t wanted) {
-    for (; workers_ < wanted; ++workers_) std::thread(&ThreadPool::work, this).detach();
+    try {
+        for (; workers_ < wanted; ++workers_) std::thread(&ThreadPool::work, this).detach();
+    } catch (const std::system_error&) {
+        // The system gives no more threads: those there are, the caller among them, do the work.
+    }
 }
 
 }  // namespace sti

@@ -9,8 +9,12 @@ from sti_hf.planning.effects import EffectsImportance
 from sti_hf.planning.importance import AdditiveImportance, ImportanceProfile, LayerOrder, default_importance
 from sti_hf.planning.plan import ExecutionPlan, preload_changes
 from sti_hf.planning.planner import make_plan
+from sti_hf.planning.predict import predict_latency
+from sti_hf.planning.protocol import OnePlan, Planner
 from sti_hf.planning.request import PlanRequest
+from sti_hf.planning.summary import missed_target
 from sti_hf.planning.timeline import Timeline
+from sti_hf.planning.workload import Workload
 
 __all__ = [
     "AdditiveImportance",
@@ -20,9 +24,14 @@ __all__ = [
     "ExecutionPlan",
     "ImportanceProfile",
     "LayerOrder",
+    "OnePlan",
     "PlanRequest",
+    "Planner",
     "Timeline",
+    "Workload",
     "default_importance",
     "make_plan",
+    "missed_target",
+    "predict_latency",
     "preload_changes",
 ]

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from sti_hf.errors import PlanError
+from sti_hf.planning.memory import check_memory
 from sti_hf.planning.plan import ExecutionPlan
 from sti_hf.planning.predict import predict
-from sti_hf.planning.request import PlanRequest
+from sti_hf.planning.request import STRATEGIES, PlanRequest
 from sti_hf.planning.submodel import Submodel
 from sti_hf.planning.timeline import Timeline
+from sti_hf.planning.workload import Workload
 from sti_hf.shards.layout import LayerLayout
 
-BASELINES = ("load_exec", "std_pipeline", "preload")
+BASELINES = STRATEGIES[1:]
 
 
-def baseline_plan(request: PlanRequest, strategy: str, bits: int) -> ExecutionPlan:
+def baseline_plan(request: PlanRequest, bits: int) -> ExecutionPlan:
     """The whole model at a uniform fidelity, whether that keeps T or not.
 
     `load_exec` reads all of it and then computes, `std_pipeline` reads layers ahead of compute, `preload` has all of
-    it in memory; none has a preload buffer of S bytes. All of them read embedding rows. Raises `ValueError` for a
-    fidelity that the store lacks, or an unknown strategy.
+    it in memory; none has a preload buffer of S bytes. All of them read embedding rows. Raises `PlanError` for a
+    fidelity that the store lacks, or a memory budget that the plan exceeds.
     """
-    if strategy not in BASELINES:
-        raise PlanError(f"A baseline is one of {', '.join(BASELINES)}, not {strategy!r}.")
-    submodel = Submodel(replace(request, fidelities=(bits,)), request.grid.layers, request.grid.slices)
+    uniform_request = request.changed(fidelities=(bits,), memory_budget=None)
+    submodel = Submodel(uniform_request, *request.whole)
     uniform = submodel.uniform(bits)
     needed = submodel.needed(uniform)
-    preloaded = needed if strategy == "preload" else np.zeros_like(needed)
-    return predict(submodel, uniform, preloaded, strategy=strategy)
+    preloaded = needed if request.strategy == "preload" else np.zeros_like(needed)
+    plan = predict(submodel, uniform, preloaded)
+    check_memory(request, plan)
+    return plan
 
 
 def preloaded_model(layouts: Sequence[LayerLayout], *, layers: int, slices: int, bits: int) -> ExecutionPlan:
@@ -50,7 +51,7 @@ def preloaded_model(layouts: Sequence[LayerLayout], *, layers: int, slices: int,
         fidelities=(bits,),
         target_latency=0.0,
         preload_budget=size,
-        seq_len=1,
+        workload=Workload(1),
         layers=tuple(range(layers)),
         bits=matrix,
         preloaded_pieces=pieces,

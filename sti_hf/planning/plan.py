@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from sti_hf.errors import PlanError
 from sti_hf.planning.summary import summarize
 from sti_hf.planning.timeline import Timeline
+from sti_hf.planning.workload import Workload
 from sti_hf.shards.layout import FIDELITIES, KINDS, kinds_of
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class ExecutionPlan:
         fidelities: that could be chosen.
         target_latency: T, seconds.
         preload_budget: S, bytes.
-        seq_len: tokens of the inference.
+        workload: of the forward that is planned; T is meant for it.
         layers: the n layers that run, in order.
         bits: int64 `[N, M]`, the fidelity of every shard, 0 = not run.
         preloaded_pieces: bool `[N, KINDS, M]`, the pieces that the preload buffer holds.
@@ -37,6 +38,10 @@ class ExecutionPlan:
         timeline: predicted, on a filled preload buffer.
         first_latency: seconds of a forward that fills the preload buffer as well.
         distortion: predicted by the importance profile; None where there was none to ask.
+        submodels: the rule by which the submodel was chosen ("measured", "any", "none"); None for a baseline.
+        accuracy: metric of the submodel at 6 bits, as far as the importance profile has measured it; else None.
+        staging_budget: bound in bytes that the staging buffer was held to, what a memory budget leaves for it
+            included; None: there was none.
     """
 
     strategy: str
@@ -44,7 +49,7 @@ class ExecutionPlan:
     fidelities: tuple[int, ...]
     target_latency: float
     preload_budget: int
-    seq_len: int
+    workload: Workload
     layers: tuple[int, ...]
     bits: np.ndarray
     preloaded_pieces: np.ndarray
@@ -54,11 +59,19 @@ class ExecutionPlan:
     timeline: Timeline
     first_latency: float
     distortion: float | None
+    submodels: str | None = None
+    accuracy: float | None = None
+    staging_budget: int | None = None
 
     @property
     def submodel(self) -> tuple[int, int]:
         """(n, m): layers, and slices of each, that run."""
         return len(self.layers), int((self.bits[self.layers[0]] > 0).sum())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole model runs."""
+        return self.submodel == self.bits.shape
 
     @property
     def predicted_latency(self) -> float:
@@ -91,6 +104,7 @@ class ExecutionPlan:
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back exactly. Some entries are for the reader only."""
         content: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        content["workload"] = asdict(self.workload)
         content["bits"] = self.bits.tolist()
         content["preloaded_pieces"] = np.argwhere(self.preloaded_pieces).tolist()
         content["timeline"] = {
@@ -116,6 +130,7 @@ class ExecutionPlan:
             arrays = {name: np.array(value, dtype=np.float64) for name, value in times.items() if name != "end"}
             values["timeline"] = Timeline(**arrays, end=times["end"])
             values |= {"layers": tuple(values["layers"]), "fidelities": tuple(values["fidelities"])}
+            values["workload"] = Workload(**values["workload"])
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise PlanError(f"This is not a plan that can be used: {error}.") from error
         return cls(**(values | {"bits": bits, "preloaded_pieces": pieces}))

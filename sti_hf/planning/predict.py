@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sti_hf.planning.plan import ExecutionPlan
+from sti_hf.planning.request import PlanRequest
 from sti_hf.planning.staging import choose_staging
 from sti_hf.planning.submodel import Submodel
 from sti_hf.planning.timeline import Timeline, simulate
@@ -15,7 +16,6 @@ def predict(
     bits: np.ndarray,
     preloaded: np.ndarray,
     *,
-    strategy: str = "sti",
     allocator: str | None = None,
     distortion: float | None = None,
 ) -> ExecutionPlan:
@@ -23,15 +23,15 @@ def predict(
     request = submodel.request
     pieces = np.zeros((request.grid.layers, preloaded.shape[1]), dtype=bool)
     pieces[list(submodel.layers)] = preloaded
-    pipeline = _Pipeline(submodel, bits, preloaded, overlap=strategy != "load_exec")
+    pipeline = _Pipeline(submodel, bits, preloaded, overlap=request.strategy != "load_exec")
     staging_bytes = pipeline.staging_bytes()
     return ExecutionPlan(
-        strategy=strategy,
+        strategy=request.strategy,
         allocator=allocator,
         fidelities=request.fidelities,
         target_latency=request.target_latency,
         preload_budget=request.preload_budget,
-        seq_len=request.seq_len,
+        workload=request.workload,
         layers=submodel.layers,
         bits=submodel.matrix(bits),
         preloaded_pieces=pieces.reshape(request.grid.layers, -1, request.grid.slices),
@@ -41,7 +41,24 @@ def predict(
         timeline=pipeline.run(staging_bytes),
         first_latency=pipeline.run(staging_bytes, fill_preload=True).end,
         distortion=distortion,
+        submodels=request.submodels if request.strategy == "sti" else None,
+        accuracy=request.submodel_accuracy.get((submodel.depth, submodel.width)),
+        staging_budget=request.staging_budget,
     )
+
+
+def predict_latency(request: PlanRequest, plan: ExecutionPlan) -> float:
+    """Seconds of a plan's forward, on a filled preload buffer, with the workload of `request` in place of its own.
+
+    The plan runs as it is: fidelities, preloaded pieces and staging buffer. Of the request only layouts, profile,
+    workload and what that reads and computes outside the layers are asked.
+    """
+    submodel = Submodel(request.changed(fidelities=tuple(plan.fidelity_counts())), *plan.submodel)
+    executed = list(plan.layers)
+    bits = plan.bits[executed, : submodel.width]
+    preloaded = plan.preloaded_pieces[executed].reshape(len(executed), -1)
+    pipeline = _Pipeline(submodel, bits, preloaded, overlap=plan.strategy != "load_exec")
+    return pipeline.run(plan.staging_bytes).end
 
 
 class _Pipeline:

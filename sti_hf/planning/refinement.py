@@ -125,11 +125,11 @@ class LatestStarts:
     def pace(self, times: np.ndarray, now: float) -> float:
         """How many times as long as predicted recent reads took, 1 at least.
 
-        `times` float64 `[r, 2]`: when each began and ended, NaN where it has not; `now` on the same clock.
+        `times` `native.TIMING` `[r]`: when each began and ended, NaN where it has not; `now` on the same clock.
         """
         since = now - RECENT_SECONDS
-        begun = ~np.isnan(times[:, 0]) & ~(times[:, 1] <= since)
-        start, end, seconds = times[begun, 0], times[begun, 1], self._seconds[begun]
+        begun = ~np.isnan(times["start"]) & ~(times["end"] <= since)
+        start, end, seconds = times["start"][begun], times["end"][begun], self._seconds[begun]
         ended = ~np.isnan(end)
         # Of those that are still under way nobody knows how far they are: all that can be said is that they took at
         # least so long, which tells when the disk stands still.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import numpy as np
 
 from sti_hf.architectures.depth import kept_layers
-from sti_hf.errors import PlanError
 from sti_hf.planning.request import ROUNDING, PlanRequest
 
 
@@ -58,12 +55,17 @@ class Submodel:
         return self.pieces.preloaded(self.needed(bits), self.request.preload_budget)
 
     @cached_property
+    def largest_lowest(self) -> int:
+        """Bytes of the largest layer at the lowest fidelity: what a staging buffer has room for in any case."""
+        lowest, _ = self.pieces.reads(self.needed(self.uniform(self.request.lowest)))
+        return int(lowest.max())
+
+    @cached_property
     def staging_limit(self) -> int | None:
         """Bytes that a layer may stream where the staging buffer is bounded; all-lowest layers may in any case."""
         if self.request.staging_budget is None:
             return None
-        lowest, _ = self.pieces.reads(self.needed(self.uniform(self.request.lowest)))
-        return max(self.request.staging_budget, int(lowest.max()))
+        return max(self.request.staging_budget, self.largest_lowest)
 
     def streamed(self, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bytes and requests of every layer, int64 `[n]`, without what the preload buffer holds."""
@@ -87,59 +89,8 @@ class Submodel:
 
     def is_valid(self, bits: np.ndarray) -> bool:
         """Whether these fidelities keep T, and every layer a bounded staging buffer."""
-        if self.staging_limit is not None and self.streamed(bits)[0].max() > self.staging_limit:
-            return False
-        return bool(self.budget_left(bits).min() >= 0)
+        return self.fits_staging(bits) and bool(self.budget_left(bits).min() >= 0)
 
-
-def choose_submodel(
-    request: PlanRequest, meets: Callable[[Submodel], bool], accuracy: Mapping[tuple[int, int], float] | None = None
-) -> Submodel | None:
-    """The best submodel of those that keep T at the lowest fidelity, which `meets` decides; None where none does.
-
-    With `accuracy`, measured for some (n, m), the most accurate of those. Else, and where none of them keeps T, the
-    one with the most shards; of equals the deeper. A submodel is taken to be faster than those that contain it.
-    """
-    for depth, width in _by_accuracy(request, accuracy or {}):
-        submodel = Submodel(request, depth, width)
-        if meets(submodel):
-            return submodel
-    best = None
-    for width in range(request.grid.slices, 0, -1):
-        shards = best.depth * best.width if best else 1
-        best = _deepest(request, meets, width, -(-shards // width)) or best
-    return best
-
-
-def _by_accuracy(request: PlanRequest, accuracy: Mapping[tuple[int, int], float]) -> list[tuple[int, int]]:
-    for (depth, width), value in accuracy.items():
-        if not (1 <= depth <= request.grid.layers and 1 <= width <= request.grid.slices and math.isfinite(value)):
-            raise PlanError(f"Accuracy {value!r} of a {depth} x {width} submodel does not fit this store.")
-    best_first = sorted(((value, n * m, n, m) for (n, m), value in accuracy.items()), reverse=True)
-    return [(depth, width) for _, _, depth, width in best_first]
-
-
-def _deepest(request: PlanRequest, meets: Callable[[Submodel], bool], width: int, least: int) -> Submodel | None:
-    """The deepest submodel of a width that keeps T; None where it has fewer than `least` layers."""
-    low, high = least - 1, request.grid.layers
-    found = None
-    for depth in (least, high):
-        if low < depth <= high:
-            candidate = Submodel(request, depth, width)
-            if not meets(candidate):
-                high = depth - 1
-            else:
-                low, found = depth, candidate
-    while low < high and found:
-        candidate = Submodel(request, (low + high + 1) // 2, width)
-        if meets(candidate):
-            low, found = candidate.depth, candidate
-        else:
-            high = candidate.depth - 1
-    return found
-
-
-def fastest_submodel(request: PlanRequest, bits: int) -> Submodel:
-    """The submodel with the lowest latency at this fidelity: one layer, and the width that is then the fastest."""
-    candidates = [Submodel(request, 1, width) for width in range(request.grid.slices, 0, -1)]
-    return min(candidates, key=lambda submodel: submodel.latency(submodel.uniform(bits)))
+    def fits_staging(self, bits: np.ndarray) -> bool:
+        """Whether every layer fits a bounded staging buffer."""
+        return self.staging_limit is None or bool(self.streamed(bits)[0].max() <= self.staging_limit)

@@ -17,7 +17,7 @@ def summarize(plan: ExecutionPlan) -> str:
     n, m = plan.submodel
     layers, slices = plan.bits.shape
     head = [
-        f"{plan.strategy}: {n} x {m} submodel of {layers} x {slices}, {plan.seq_len} tokens",
+        f"{plan.strategy}: {n} x {m} submodel of {layers} x {slices} ({why(plan)}), {plan.workload}",
         f"T {_ms(plan.target_latency)}, predicted {_ms(plan.predicted_latency)}"
         f"{'' if plan.feasible else ' (T cannot be met)'}, first answer {_ms(plan.first_latency)}",
         f"reads {_mb(plan.streamed_bytes)} an inference, preloaded {_mb(plan.preload_bytes)}, "
@@ -25,6 +25,26 @@ def summarize(plan: ExecutionPlan) -> str:
     ]
     legend = f"{FULL} bits: F, not run: ., preloaded: *, partly: +"
     return "\n".join([*head, "", *_grid(plan), legend, "", *_bars(plan), "reading: -, decompressing: d, computing: #"])
+
+
+def why(plan: ExecutionPlan) -> str:
+    """Why a plan runs its submodel."""
+    if plan.is_whole:
+        return "the whole model"
+    if plan.accuracy is not None:
+        return f"measured: {plan.accuracy:.3f}"
+    return "not measured, asked for"
+
+
+def missed_target(plan: ExecutionPlan) -> str:
+    """One sentence on a plan that is not feasible: which T it misses, what runs, and how long that takes."""
+    what = "the whole model" if plan.is_whole else f"a submodel of {plan.submodel[0]} x {plan.submodel[1]}"
+    held = plan.is_whole and plan.submodels in ("measured", "none")
+    rest = f", and submodels={plan.submodels!r} allows none that is faster" if held else ""
+    return (
+        f"No plan of {plan.workload} meets the target latency of {plan.target_latency * 1e3:.0f} ms: the fastest, "
+        f"{what}, takes about {plan.predicted_latency * 1e3:.0f} ms{rest}."
+    )
 
 
 def _grid(plan: ExecutionPlan) -> list[str]:

@@ -1,13 +1,12 @@
 """Measures what the shards of a store are worth for a task, on one process or several.
 
-    accelerate launch --multi_gpu --num_processes 2 -m sti_hf.profiling.importance STORE --task sst2
+    accelerate launch --multi_gpu --num_processes 2 -m sti_hf.cli profile-importance STORE --task sst2
 
 is `sti profile-importance` on two. (Without `--multi_gpu` accelerate starts a single one where there is no GPU.)
 """
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -102,9 +101,3 @@ def check_base(bits: int) -> None:
 
 def _progress(work: SharedWork, total: int, what: str) -> Any:
     return logging.tqdm(total=total, desc=what, disable=not work.state.is_main_process)
-
-
-if __name__ == "__main__":
-    from sti_hf.cli import main  # above this folder: only the command is
-
-    sys.exit(main(["profile-importance", *sys.argv[1:]]))

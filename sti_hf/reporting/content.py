@@ -23,7 +23,7 @@ DECIMALS = 4
 def content(report: Report) -> dict[str, Any]:
     """All that the page shows."""
     store, grid, device = report.store, report.grid, report.device
-    tokens = report.shown.seq_len
+    tokens = report.shown.workload.tokens
     return {
         "name": store.path.resolve().name,
         "model": store.index.model_type,

@@ -9,14 +9,14 @@ from transformers.utils import logging
 
 from sti_hf.config import STIConfig
 from sti_hf.errors import ConfigurationError
-from sti_hf.integrations.session import device_profile, importance_name, plan_store
-from sti_hf.planning import DeviceProfile, ExecutionPlan
+from sti_hf.integrations.device_profiles import device_profile
+from sti_hf.integrations.store_planner import importance_name, plan_store
+from sti_hf.planning import DeviceProfile, ExecutionPlan, Workload
 from sti_hf.planning.importance_file import read_profile
 from sti_hf.reporting.importance import Importance, read_importance
 from sti_hf.reporting.plan_grid import PlanGrid, choose_budgets, choose_latencies, plan_grid
 from sti_hf.reporting.results import Results
 from sti_hf.reporting.runs import MeasuredRun, chosen_plans, measure_runs, telling_plan
-from sti_hf.runtime.session import bucket_of
 from sti_hf.shards.store import ShardStore
 
 
@@ -67,10 +67,10 @@ def gather(store: ShardStore, config: STIConfig, results: Sequence[Results] = ()
 
 
 def _plans(store: ShardStore, device: DeviceProfile, config: STIConfig) -> PlanGrid:
-    tokens = bucket_of(config.seq_len)
+    workload = Workload(Workload.bucket(config.seq_len), config.batch_size)
 
     def plan(wanted: STIConfig) -> ExecutionPlan:
-        return plan_store(store, device, wanted, tokens)
+        return plan_store(store, device, wanted, workload)
 
     latencies, budgets = choose_latencies(plan, config), choose_budgets(store, config)
     with logging.tqdm(total=len(latencies) * len(budgets), desc="Planning", unit="plan", leave=False) as bar:

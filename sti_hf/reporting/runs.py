@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sti_hf.config import STIConfig
-from sti_hf.integrations.session import load_model_on, open_session
+from sti_hf.integrations.session import open_session
+from sti_hf.integrations.store_model import load_model_on
 from sti_hf.planning import ExecutionPlan
 from sti_hf.profiling.examples import longest_input
 from sti_hf.reporting.plan_grid import PlanGrid
@@ -68,11 +69,12 @@ def measure_runs(
     session = open_session(store, config.replaced(target_latency=max(plan.target_latency for plan in plans)))
     try:
         model = load_model_on(store, session)
-        tokens = min(plans[0].seq_len, longest_input(model))
+        tokens = min(plans[0].workload.tokens, longest_input(model))
+        batch = plans[0].workload.batch
         generator = torch.Generator().manual_seed(0)
         inputs = {
-            "input_ids": torch.randint(FIRST_TOKEN, model.config.vocab_size, (1, tokens), generator=generator),
-            "attention_mask": torch.ones(1, tokens, dtype=torch.long),
+            "input_ids": torch.randint(FIRST_TOKEN, model.config.vocab_size, (batch, tokens), generator=generator),
+            "attention_mask": torch.ones(batch, tokens, dtype=torch.long),
         }
         for plan in plans:
             session.use(plan)

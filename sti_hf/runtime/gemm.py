@@ -44,6 +44,14 @@ class ComputePath:
         """The dtype of the working buffer."""
         return DTYPES[self.dtype]
 
+    def works(self) -> bool:
+        """Whether this processor can do it: not every one multiplies in every dtype by every library."""
+        one = torch.ones(8, 8, dtype=self.torch_dtype)
+        try:
+            return bool((self.multiply(one, one, one[0]) == 9).all())
+        except RuntimeError:
+            return False
+
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`x @ weight.T + bias` in this path's dtype, returned in that of `x`.
 
@@ -58,6 +66,6 @@ class ComputePath:
 
 
 def available_paths(dtype: str = "auto") -> list[ComputePath]:
-    """All paths of one dtype, or of every dtype with "auto"."""
+    """All paths by which this machine can multiply, of one dtype, or of every dtype with "auto"."""
     dtypes = list(DTYPES) if dtype == "auto" else [dtype]
-    return [ComputePath(name, gemm) for name in dtypes for gemm in GEMMS]
+    return [path for name in dtypes for gemm in GEMMS if (path := ComputePath(name, gemm)).works()]

@@ -1,310 +1,121 @@
-"""STISession: what `model.sti` is. It owns the plan, the buffers and the reading thread of one model."""
+"""STISession: what `model.sti` is, and what a user calls."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import os
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from sti_hf.architectures import Architecture, get_architecture
-from sti_hf.architectures.base import WORD_EMBEDDINGS
+from sti_hf.architectures import architecture_of
 from sti_hf.config import STIConfig
-from sti_hf.errors import InfeasibleLatencyError
-from sti_hf.planning import ExecutionPlan
-from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
-from sti_hf.runtime.buffers import Buffers
+from sti_hf.errors import UnsupportedUseError
+from sti_hf.planning import ExecutionPlan, Planner
+from sti_hf.runtime.attach import attach
+from sti_hf.runtime.engine import Engine
+from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.gemm import ComputePath
-from sti_hf.runtime.layers import (
-    Decompressor,
-    ElasticLinear,
-    RowGatheredEmbedding,
-    StreamedDecoder,
-    working_weights,
-)
-from sti_hf.runtime.scheduler import Scheduler
-from sti_hf.runtime.streamer import ShardStreamer
-from sti_hf.runtime.tables import TableReader
-from sti_hf.runtime.timeline import RunTimeline, run_timeline
+from sti_hf.runtime.plan_book import PlanBook
+from sti_hf.runtime.prepared import PreparedPlan
+from sti_hf.runtime.reads.streamer import ShardStreamer
+from sti_hf.runtime.reads.tables import Tables
+from sti_hf.runtime.timeline import RunTimeline
 from sti_hf.shards.store import ShardStore
 
-MakePlan = Callable[[STIConfig, int], ExecutionPlan]
-"""Plans for a configuration and a number of tokens."""
-
-SMALLEST_BUCKET = 16
-
-
-def bucket_of(tokens: int) -> int:
-    """The token count that inputs of `tokens` tokens are planned for: the next power of two, at least 16."""
-    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
+Reopening = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function that opens a model again, and its arguments: all of them can be pickled."""
 
 
 class STISession:
-    """Runs a model from its store: plan, prefetch, measured timeline, memory.
+    """Runs a model from its store. Reading begins at once; one forward runs at a time, other threads wait their turn.
 
-    One forward runs at a time; other threads wait their turn. Reading begins at once.
+    It closes at the end of a `with` block, or when neither the model nor a part of it is used any more.
     """
 
     def __init__(
-        self, store: ShardStore, config: STIConfig, make_plan: MakePlan, path: ComputePath, rate_limit: float = 0.0
+        self,
+        store: ShardStore,
+        config: STIConfig,
+        planner: Planner,
+        path: ComputePath,
+        rate_limit: float = 0.0,
     ) -> None:
-        self.store, self.config = store, config
-        self._make_plan, self._rate_limit = make_plan, rate_limit
-        self._plans: dict[int, ExecutionPlan] = {}
-        self._pinned: ExecutionPlan | None = None
-        self._lock = threading.RLock()
-        self._depth = 0
-        self._process = os.getpid()
-        self._closed = False
-        self._buffers = Buffers()
-        self._streamer = ShardStreamer(store, self._buffers, rate_limit)
-        self._decompressor = Decompressor(
-            self._buffers, path, store.grid.row_length, store.grid.matrices, store.index.full_dtype or "float32"
-        )
-        self._model: PreTrainedModel | None = None
-        self._scheduler: Scheduler | None = None
-        self._embeddings: list[RowGatheredEmbedding] = []
-        self._readers: dict[str, TableReader] = {}
-        self._most_buffered = 0
-        self.last_run: RunTimeline | None = None
-        self.plan = self._plan_for(bucket_of(config.seq_len))
-        self._adopt(self.plan)
-        self.prefetch()
+        self.store = store
+        self.reopen: Callable[[Any], Reopening] | None = None
+        self._model: weakref.ref[PreTrainedModel] | None = None
+        book = PlanBook(planner, config)
+        wanted = book.wanted(book.first)
+        prepared = PreparedPlan(store, book.first, path, wanted=wanted, staging_budget=config.staging_budget)
+        streamer = ShardStreamer(store, prepared, rate_limit)
+        streamer.start()
+        self._engine = Engine(architecture_of(store.index.model_type), book, streamer, Tables(store, rate_limit))
 
-    # What a user calls.
+    @property
+    def config(self) -> STIConfig:
+        """What was asked for."""
+        return self._engine.book.config
+
+    @property
+    def plan(self) -> ExecutionPlan:
+        """The plan that ran last, or will run next."""
+        return self._engine.streamer.prepared.plan
+
+    @property
+    def last_run(self) -> RunTimeline | None:
+        """What the last inference took."""
+        return self._engine.last_run
 
     def replan(self, target_latency: float | str | None = None, preload_budget: int | str | None = None) -> None:
-        """Plans anew for another T or S, keeping of the preload buffer what the new plan wants too."""
+        """Plans anew for another T or S, keeping of the preload buffer what the new plan wants too.
+
+        Where that is refused or interrupted, everything stays as it was.
+        """
         changes = {"target_latency": target_latency, "preload_budget": preload_budget}
-        with self._turn():
-            self.config = self.config.replaced(**{name: v for name, v in changes.items() if v is not None})
-            self._plans.clear()
-            self._pinned = None
-            self._use(self._plan_for(bucket_of(self.plan.seq_len)))
-            self.prefetch()
+        with self._engine.quiet_turn():
+            config = self.config.replaced(**{name: v for name, v in changes.items() if v is not None})
+            self._engine.rebook(self._engine.book.replanned(config, self.plan.workload.tokens))
+            self._engine.prefetch()
 
     def use(self, plan: ExecutionPlan) -> None:
         """Runs this plan from now on, whatever the number of tokens, until the next `replan`."""
-        with self._turn():
-            self._pinned = plan
-            self._use(plan)
+        with self._engine.quiet_turn():
+            self._engine.rebook(self._engine.book.pinned(plan))
 
     def prefetch(self) -> None:
         """Starts reading for the next inference, as far ahead as the staging buffer allows."""
-        with self._turn():
-            self._streamer.start()
+        self._engine.prefetch()
 
     def memory(self) -> dict[str, int]:
         """Bytes of weights in memory now: resident, preload, staging, working buffer; and the most there ever were."""
         resident = self._resident_bytes()
-        return {"resident": resident, **self._buffers.sizes(), "peak": resident + self._most_buffered}
+        return {"resident": resident, **self._engine.buffer_sizes(), "peak": resident + self._engine.most_buffered}
 
     def close(self) -> None:
-        """Stops reading and gives back all buffers; the model cannot run any more."""
-        with self._lock:
-            self._closed = True
-            self._streamer.close()
-            if self._scheduler is not None:
-                self._scheduler.release()
-            self._buffers.release()
+        """Stops reading and gives back memory, threads and files; the model cannot run any more."""
+        self._engine.close()
 
-    # What the integration calls.
+    def __enter__(self) -> STISession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Makes `model`, whose layers are elastic, run from this session."""
-        architecture: Architecture = get_architecture(model.config)
-        base: Any = model.base_model
-        self._readers = {name: TableReader(self.store, name, self._rate_limit) for name in self.store.index.tables}
-        for name, path in _embeddings(self.store, architecture, model).items():
-            embedding = base.get_submodule(path)
-            embedding.reader = self._readers[name]
-            self._embeddings.append(embedding)
-        for name, module in model.named_modules():
-            if isinstance(module, StreamedDecoder):
-                module.reader = self._readers[_table_of(self.store, name, model.config)]
-        model.requires_grad_(False)
-        self._model = model
-        self._scheduler = Scheduler(model, architecture, self._streamer, self._decompressor)
-        self._scheduler.apply(self.plan)
-        base.forward = self._guarded_base(base.forward)
-        if base is not model:
-            model.forward = self._guarded(model.forward)
+        """Makes `model`, a stock one whose weights may be missing yet, run from this session. Raises `StoreError`."""
+        if self._model is not None:
+            raise UnsupportedUseError("This session has a model already: open another one.")
+        attach(model, self.store, Forwards(self._engine))
+        self._model = weakref.ref(model)
+        setattr(model, "sti", self)  # noqa: B010 - mypy takes modules' attributes for tensors
 
-    # Running.
-
-    def _guarded(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(forward)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self._turn(), torch.no_grad():
-                begun = time.perf_counter()
-                output = forward(*args, **kwargs)
-                if self.last_run is not None:
-                    self.last_run = dataclasses.replace(self.last_run, total=time.perf_counter() - begun)
-                return output
-
-        return run
-
-    def _guarded_base(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(forward)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self._turn(), torch.no_grad(), self._inference(_tokens(args, kwargs)):
-                return forward(*args, **kwargs)
-
-        return run
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Holds the session for this thread."""
-        if os.getpid() != self._process:
-            self._after_fork()
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("This session is closed; load the model again with from_pretrained.")
-            yield
-
-    @contextmanager
-    def _inference(self, tokens: int) -> Iterator[None]:
-        assert self._scheduler is not None and self._model is not None
-        if self._model.training:
-            raise RuntimeError("A model that runs from shards is for inference only: call model.eval() first.")
-        begun = time.perf_counter()
-        self._use(self._plan_for(bucket_of(tokens)))
-        self._streamer.start()
-        self._streamer.hold_to(begun)
-        row_bytes = self._row_bytes_read()
-        self._scheduler.enter()
-        try:
-            yield
-            self._streamer.finish(self._scheduler.times[-1].start)
-        except BaseException:
-            self._streamer.stop()
-            raise
-        finally:
-            self._scheduler.leave()
-        times = self._scheduler.times
-        self.last_run = run_timeline(
-            times,
-            self._streamer.step_times(len(times)),
-            begun=begun,
-            ended=time.perf_counter(),
-            tokens=tokens,
-            embedding=sum(embedding.seconds for embedding in self._embeddings),
-            bytes_read=self._streamer.bytes_read,
-            row_bytes_read=self._row_bytes_read() - row_bytes,
-            bits=self._scheduler.bits,
-        )
-
-    # Plans.
-
-    def _plan_for(self, tokens: int) -> ExecutionPlan:
-        if self._pinned is not None:
-            return self._pinned
-        if tokens not in self._plans:
-            plan = self._make_plan(self.config, tokens)
-            if not plan.feasible:
-                message = (
-                    f"No plan of {tokens} tokens meets the target latency of {plan.target_latency * 1e3:.0f} ms: "
-                    f"the smallest takes about {plan.predicted_latency * 1e3:.0f} ms."
-                )
-                if self.config.strict:
-                    raise InfeasibleLatencyError(message)
-                warnings.warn(message + " It runs all the same.", stacklevel=2)
-            self._plans[tokens] = plan
-        return self._plans[tokens]
-
-    def _use(self, plan: ExecutionPlan) -> None:
-        if plan is not self.plan:
-            self._adopt(plan)
-            if self._scheduler is not None:
-                self._scheduler.apply(plan)
-
-    def _adopt(self, plan: ExecutionPlan) -> None:
-        self._streamer.adopt(plan, self._wanted(plan), self.config.staging_budget)
-        dtype = self._decompressor.path.torch_dtype
-        self._buffers.reserve_working(working_weights(self.store.grid, plan.submodel[1], dtype), dtype)
-        self.plan = plan
-        self._most_buffered = max(self._most_buffered, sum(self._buffers.sizes().values()))
-
-    def _wanted(self, plan: ExecutionPlan) -> np.ndarray | None:
-        """int64 `[N, M]`: the fidelities to read up to where there is time; None where runs are not refined."""
-        if not (self.config.refine and can_refine(plan)):
-            return None
-        if plan is self._pinned:
-            return plan.bits
-        longer = self.config.replaced(target_latency=LONGER * self.config.target_latency)
-        return wanted_bits(plan, self._make_plan(longer, plan.seq_len))
-
-    # Housekeeping.
-
-    def _after_fork(self) -> None:
-        """A forked child has the parent's memory but not its threads: it reads with its own, from files of its own."""
-        self._process = os.getpid()
-        self._lock = threading.RLock()
-        self._streamer.reopen()
-
-    def _row_bytes_read(self) -> int:
-        return sum(reader.bytes_read for reader in self._readers.values())
+    def reopening(self, model: Any) -> Reopening:
+        """How to open `model`, which runs from this session, once more."""
+        if self.reopen is None:
+            raise UnsupportedUseError("This model cannot be copied or pickled: it was not made by from_pretrained.")
+        return self.reopen(model)
 
     def _resident_bytes(self) -> int:
-        tables = sum(reader.resident_bytes for reader in self._readers.values())
-        if self._model is None:
-            return tables
-        tensors = {t.data_ptr(): t.nbytes for t in (*self._model.parameters(), *self._model.buffers())}
-        return tables + sum(tensors.values())
-
-
-def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Number of tokens in the inputs of a base model's forward."""
-    input_ids = kwargs.get("input_ids", args[0] if args else None)
-    embeddings = kwargs.get("inputs_embeds")
-    if isinstance(input_ids, Tensor):
-        return input_ids.numel()
-    if isinstance(embeddings, Tensor):
-        return embeddings.numel() // embeddings.shape[-1]
-    raise ValueError("The model needs input_ids or inputs_embeds.")
-
-
-def _table_of(store: ShardStore, decoder: str, config: PreTrainedConfig) -> str:
-    for name, table in store.index.tables.items():
-        if decoder in table.decoders:
-            return name
-    if config.tie_word_embeddings:
-        return WORD_EMBEDDINGS
-    raise ValueError(f"The store has no weights for the head {decoder}; shard a checkpoint that has them.")
-
-
-def _embeddings(store: ShardStore, architecture: Architecture, model: PreTrainedModel) -> dict[str, str]:
-    """Paths of the embeddings that the store has as tables, by the name of the table."""
-    paths = architecture.embeddings(model.config)
-    return {name: path for name, path in paths.items() if name in store.index.tables}
-
-
-def make_elastic(model: PreTrainedModel, architecture: Architecture, store: ShardStore) -> None:
-    """Replaces the modules of a stock model, still without weights, by the lazy ones for what the store has."""
-    base: Any = model.base_model
-    for layer in base.get_submodule(architecture.layers):
-        for matrix in architecture.matrices:
-            linear = layer.get_submodule(matrix.module)
-            _replace(layer, matrix.module, ElasticLinear(linear, matrix.name, matrix.by_columns))
-    for path in _embeddings(store, architecture, model).values():
-        _replace(base, path, RowGatheredEmbedding(base.get_submodule(path)))
-    names = {name for name, _ in model.named_modules()}
-    for path in architecture.lm_decoders:
-        if path in names:
-            decoder: Any = model.get_submodule(path)
-            _replace(model, path, StreamedDecoder(decoder))
-
-
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
+        model = None if self._model is None else self._model()
+        tensors = () if model is None else (*model.parameters(), *model.buffers())
+        return self._engine.tables.resident_bytes + sum({t.data_ptr(): t.nbytes for t in tensors}.values())

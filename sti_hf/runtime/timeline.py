@@ -25,7 +25,8 @@ class RunTimeline:
     Per executed layer float64 `[n]`: `wait` for its shards, `decompress`, `compute` (without decompression); `io`
     `[n, 2]`: start and end of its reads, nan where nothing was read. `bytes_read` are the shards', `row_bytes_read`
     the embeddings'. `bits` int64 `[N, M]` are the fidelities that were executed, 0 = not run: the plan's, unless the
-    run was refined.
+    run was refined. `predicted` seconds were expected of it: for its batch, and for filling the preload buffer where
+    it did; 0 where nobody knew.
     """
 
     tokens: int
@@ -39,6 +40,13 @@ class RunTimeline:
     compute: np.ndarray = field(repr=False)
     start: np.ndarray = field(repr=False)
     bits: np.ndarray = field(repr=False)
+    predicted: float = 0.0
+    target_latency: float = 0.0
+
+    @property
+    def kept_target(self) -> bool:
+        """Whether it ended within T."""
+        return self.total <= self.target_latency
 
 
 def run_timeline(
@@ -52,6 +60,8 @@ def run_timeline(
     bytes_read: int,
     row_bytes_read: int,
     bits: np.ndarray,
+    predicted: float,
+    target_latency: float,
 ) -> RunTimeline:
     """Puts one inference's measurements together; `begun` and `ended` are `time.perf_counter` of its forward."""
     decompress = np.array([layer.decompress for layer in times])
@@ -68,4 +78,6 @@ def run_timeline(
         compute=busy - decompress,
         start=np.array([layer.start for layer in times]) - begun,
         bits=bits,
+        predicted=predicted,
+        target_latency=target_latency,
     )

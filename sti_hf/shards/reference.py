@@ -26,9 +26,9 @@ def decompress_reference(
 ) -> torch.Tensor:
     """One matrix of the active slices, as `sti_hf.native.Decompression` writes it.
 
-    `buffers` are 1-D uint8; `table` is int64 `[slices, 10]`, its columns as `sti_hf.native.Decompression` describes
-    them; `matrix` is the matrix's index among a slice's `matrices`. Returns `[out_rows, row_length]` in `dtype`
-    (float32 or bfloat16), every slice giving the same number of rows.
+    `buffers` are 1-D uint8; `table` is `sti_hf.native.SLICE` `[slices]`; `matrix` is the matrix's index among a
+    slice's `matrices`. Returns `[out_rows, row_length]` in `dtype` (float32 or bfloat16), every slice giving the same
+    number of rows.
     """
     memory = [np.asarray(buffer) for buffer in buffers]
     slice_rows = out_rows // len(table)
@@ -44,24 +44,24 @@ def _read(memory: list[np.ndarray], location: int, dtype: str, count: int) -> np
 
 def _slice(
     memory: list[np.ndarray],
-    row: np.ndarray,
+    row: np.void,
     matrix: int,
     slice_rows: int,
     row_length: int,
     matrices: int,
     full_dtype: torch.dtype,
 ) -> torch.Tensor:
-    bits, planes, codebook, scales, outliers = int(row[0]), row[1:7], row[7], row[8], row[9]
+    bits, scales, outliers = int(row["fidelity"]), int(row["scales"]), int(row["outliers"])
     weights = slice_rows * row_length
     if bits == 32:
-        full = _read(memory, planes[0], "uint8", weights * full_dtype.itemsize)
+        full = _read(memory, row["full_weights"], "uint8", weights * full_dtype.itemsize)
         values = torch.from_numpy(full.copy()).view(full_dtype).float()
     else:
         codes = np.zeros(weights, dtype=np.int64)
-        for location in planes[:bits]:
+        for location in row["planes"][:bits]:
             plane = _read(memory, location, "uint8", weights // 8)
             codes = 2 * codes + np.unpackbits(plane, bitorder="little")
-        values = torch.from_numpy(_read(memory, codebook, "<f4", 2**bits)[codes])
+        values = torch.from_numpy(_read(memory, row["codebook"], "<f4", 2**bits)[codes])
         if scales != ABSENT:
             scale = torch.from_numpy(_read(memory, scales, "<f2", slice_rows).astype(np.float32))
             values = values * scale.repeat_interleave(row_length)

@@ -59,12 +59,11 @@ def write_store(
     to the folder; `progress` is called with the number of layers done. Raises `FileExistsError` if the destination
     exists, `UnsupportedModelError` if the model cannot be sharded, `SourceError` if a weight is not finite.
     """
-    destination = Path(destination)
+    destination = Path(destination).absolute()
     architecture = get_architecture(model.config)
     grid = architecture.grid(model.config)
     order = [tuple(map(int, layer)) for layer in slice_order or [range(grid.slices)] * grid.layers]
-    layers = _layers(model, architecture, grid)
-    dtype = _weight_dtype(layers, architecture)
+    dtype = _weight_dtype(_linears(model, architecture, grid))
     matrix_paths = _matrix_paths(model, architecture, grid)
     with whole_or_absent(destination, permissions) as folder:
         tables, table_keys = _write_tables(model, architecture, folder)
@@ -116,26 +115,26 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _layers(model: PreTrainedModel, architecture: Architecture, grid: Grid) -> nn.ModuleList:
-    """The layers of a model. Raises `UnsupportedModelError` where they are not where its family has them."""
+def _linears(model: PreTrainedModel, architecture: Architecture, grid: Grid) -> list[dict[str, nn.Linear]]:
+    """Every layer's linears. Raises `UnsupportedModelError` where they are not where the family has them."""
     try:
-        layers = model.base_model.get_submodule(architecture.layers)
+        linears = architecture.linears(model)
     except AttributeError:
-        layers = None
-    if not isinstance(layers, nn.ModuleList) or len(layers) != grid.layers:
+        linears = []
+    if len(linears) != grid.layers:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be sharded: it has not the {grid.layers} layers of its configuration at "
-            f"{base_prefix(model)}{architecture.layers}, where {model.config.model_type} models have them."
+            f"{base_prefix(model)}{architecture.layers}, as {model.config.model_type} models have them."
         )
-    return layers
+    return linears
 
 
 def _weight(module: nn.Module, path: str) -> Tensor:
     return module.get_submodule(path).get_parameter("weight").detach()
 
 
-def _weight_dtype(layers: nn.ModuleList, architecture: Architecture) -> torch.dtype:
-    dtypes = {_weight(layer, matrix.module).dtype for layer in layers for matrix in architecture.matrices}
+def _weight_dtype(linears: list[dict[str, nn.Linear]]) -> torch.dtype:
+    dtypes = {linear.weight.dtype for layer in linears for linear in layer.values()}
     if len(dtypes) != 1 or not dtypes <= set(SAFETENSORS_DTYPE):
         found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise SourceError(

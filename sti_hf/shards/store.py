@@ -26,7 +26,7 @@ from sti_hf import native
 from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.architectures.depth import DEPTH_RULE
 from sti_hf.architectures.grid import Grid
-from sti_hf.errors import StoreError
+from sti_hf.errors import StoreError, StoreReplacedError
 from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, HEADER_PIECE, KINDS, LayerLayout
 
 FORMAT_VERSION = 1
@@ -168,6 +168,17 @@ class ShardStore:
                     f"have {size}; copy it again or shard the model again."
                 )
         return cls(path, index)
+
+    def check_not_replaced(self, cause: Exception) -> None:
+        """Raises `StoreReplacedError` from `cause` where another store, or none, is now where this one was opened."""
+        try:
+            same = StoreIndex.from_json((self.path / INDEX_FILE).read_text()).to_json() == self.index.to_json()
+        except (OSError, StoreError):
+            same = False
+        if not same:
+            raise StoreReplacedError(
+                f"The store {self.path} was replaced or removed after it was opened: load again."
+            ) from cause
 
     @cached_property
     def layouts(self) -> tuple[LayerLayout, ...]:

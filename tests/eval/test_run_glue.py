@@ -21,7 +21,8 @@ from eval.glue_runs.row import Row, Streamed
 from eval.glue_runs.settings import Setting, admits_uniform, settings_of, usual_targets
 from sti_hf import ShardStore, STIConfig
 from sti_hf.config import STRATEGIES
-from sti_hf.integrations.session import plan_store
+from sti_hf.integrations.store_planner import plan_store
+from sti_hf.planning import Workload
 from sti_hf.planning.exhaustive import ExhaustiveImportance
 from sti_hf.planning.importance_file import write_profile
 from tests.eval.conftest import TinyTask
@@ -124,7 +125,9 @@ def test_usual_targets_reach_from_too_short_to_ample(tiny_sst2: TinyTask) -> Non
     store, slow = tiny_sst2.store, replace(DEVICE, bytes_per_second=1e6)
     targets = usual_targets(store, slow, 16, budget=9000)
     assert targets == sorted(targets)
-    smallest = plan_store(store, slow, STIConfig(targets[0], 9000, importance="default"), 16)
+    smallest = plan_store(
+        store, slow, STIConfig(targets[0], 9000, importance="default", submodels="any"), Workload(16)
+    )
     assert not smallest.feasible
     assert admits_uniform(store, slow, targets[-1], 0, 16, 32)
     assert any(

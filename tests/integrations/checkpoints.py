@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ import pytest
 import torch
 from transformers import BertTokenizer, PreTrainedModel
 
-from sti_hf.integrations import session
+from sti_hf import shard_checkpoint
+from sti_hf.errors import SourceError
+from sti_hf.integrations import device_profiles
 from sti_hf.planning import DeviceProfile
+from sti_hf.profiling.device import MeasuredDevice
 from tests.models import VOCABULARY, tiny_model
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cold", "model", "answers", ".", "{", "}")
@@ -41,7 +46,8 @@ DEVICE = DeviceProfile(
 
 def use_known_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes `DEVICE` for what measuring this device would find, which takes a while."""
-    monkeypatch.setattr(session, "measure_device", lambda *arguments, **options: DEVICE)
+    measured = MeasuredDevice(DEVICE, busy=False)
+    monkeypatch.setattr(device_profiles, "measure_device", lambda *arguments, **options: measured)
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path) -> Path:
@@ -66,3 +72,21 @@ def difference(one: Any, other: Any) -> float:
     assert pairs
     assert all(a.shape == b.shape for a, b in pairs)
     return max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
+
+
+def edited(source: Path, folder: Path, **fields: Any) -> Path:
+    """A copy of a checkpoint with other fields in its configuration."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+def refused(source: Path, folder: Path, sentence: str, **options: Any) -> str:
+    """That it is refused to be sharded, in one sentence, which is returned, and that nothing is left of it."""
+    with pytest.raises(SourceError, match=sentence) as error:
+        shard_checkpoint(source, folder / "store", quantizer="gobo", **options)
+    assert "\n" not in str(error.value)
+    assert not (folder / "store").exists()
+    assert not list(folder.glob(".*"))
+    return str(error.value)

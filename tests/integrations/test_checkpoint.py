@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from sti_hf import shard_checkpoint
 from sti_hf.errors import SourceError, SourceNotFoundError
-from sti_hf.integrations.tokenizer import TOKENIZER_FILES
+from sti_hf.integrations.tokenizer import TOKENIZER_FILES, load_tokenizer
 from tests.integrations.checkpoints import checkpoint, save_checkpoint
 from tests.models import tiny_model
 
@@ -139,3 +139,15 @@ def test_a_classifier_keeps_its_labels(tmp_path: Path) -> None:
     assert config["id2label"] == {"0": "bad", "1": "good"}
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["quantization_config"] == {"quant_method": "sti", "quantizer": "gobo"}
+
+
+def test_a_damaged_tokenizer(source: Path, tmp_path: Path) -> None:
+    store = shard_checkpoint(source, tmp_path / "store", quantizer="gobo")
+    load_tokenizer(store)
+    (store.path / "tokenizer.json").write_text("{")
+    with pytest.raises(SourceError, match=r"The tokenizer of .*store cannot be loaded"):
+        load_tokenizer(store)
+    for name in TOKENIZER_FILES:
+        (store.path / name).unlink(missing_ok=True)
+    with pytest.raises(SourceError, match="has no tokenizer"):
+        load_tokenizer(store)

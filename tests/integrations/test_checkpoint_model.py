@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -28,7 +29,7 @@ from sti_hf.errors import ConfigurationError, SourceError
 from sti_hf.integrations.model_classes import class_by_name, stock_class
 from sti_hf.shards.resident import read_resident
 from tests.commands import Sti, done
-from tests.integrations.checkpoints import STOCK, checkpoint, difference, save_checkpoint
+from tests.integrations.checkpoints import STOCK, checkpoint, difference, edited, refused, save_checkpoint
 from tests.models import TASK_HEADS, tiny_config, tiny_inputs, tiny_model
 
 UNCLEAR = [
@@ -63,14 +64,6 @@ class Forgiving(Scorer):
     _keys_to_ignore_on_load_missing = (r"^score\.",)
 
 
-def edited(source: Path, folder: Path, **fields: Any) -> Path:
-    """A copy of a checkpoint with other fields in its configuration."""
-    shutil.copytree(source, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **fields}))
-    return folder
-
-
 def reweighted(source: Path, folder: Path, **changes: torch.Tensor | None) -> Path:
     """A copy of a checkpoint with other weights; None takes one out."""
     shutil.copytree(source, folder)
@@ -78,15 +71,6 @@ def reweighted(source: Path, folder: Path, **changes: torch.Tensor | None) -> Pa
     kept = {name: tensor for name, tensor in state.items() if tensor is not None}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def refused(source: Path, folder: Path, sentence: str, **options: Any) -> str:
-    with pytest.raises(SourceError, match=sentence) as error:
-        shard_checkpoint(source, folder / "store", quantizer="gobo", **options)
-    assert "\n" not in str(error.value)
-    assert not (folder / "store").exists()
-    assert not list(folder.glob(".*"))
-    return str(error.value)
 
 
 def architectures(store: ShardStore) -> list[str]:
@@ -163,6 +147,24 @@ def test_a_users_own_head(tmp_path: Path) -> None:
     refused(source, tmp_path, "name the class")
     model = Scorer.from_pretrained(source, sti_config=STOCK)
     assert head_of(model.sti.store) == {"score.weight", "score.bias"}
+    inputs = tiny_inputs(stock)
+    with torch.no_grad():
+        assert (model(**inputs) - stock(**inputs)).abs().max() < 1e-5
+    model.sti.close()
+
+
+def test_remote_code(tmp_path: Path) -> None:
+    source = save_checkpoint(tiny_model(Scorer), tmp_path / "remote")
+    lines = inspect.getsource(Scorer)
+    (source / "own_model.py").write_text(
+        f"from typing import Any\nimport torch\nfrom torch import nn\nfrom transformers import *\n\n{lines}"
+    )
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "own_model.Scorer"}}))
+    model = AutoModel.from_pretrained(source, trust_remote_code=True, sti_config=STOCK)
+    assert type(model).__module__.startswith("transformers_modules.")
+    assert head_of(model.sti.store) == {"score.weight", "score.bias"}
+    stock = Scorer.from_pretrained(source)
     inputs = tiny_inputs(stock)
     with torch.no_grad():
         assert (model(**inputs) - stock(**inputs)).abs().max() < 1e-5
@@ -272,42 +274,3 @@ def test_weights_that_are_not_finite(
     state[name].view(-1)[-1] = value
     broken = reweighted(source, tmp_path / "broken", **state)
     refused(broken, tmp_path, rf"The weight {name if 'word' not in name else 'word_embeddings.weight'} holds values")
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_adapters_are_refused(classifier: Path, tmp_path: Path, alone: bool) -> None:
-    source = shutil.copytree(classifier, tmp_path / "adapter")
-    (source / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "a/b"}))
-    if alone:
-        (source / "config.json").unlink()
-    refused(source, tmp_path, "holds an adapter .*merge_and_unload")
-
-
-@pytest.mark.parametrize(
-    "quantization", [{"quant_method": "bitsandbytes", "load_in_8bit": True}, {"quant_method": "gptq"}, {"bits": 4}]
-)
-def test_a_quantized_checkpoint_is_refused(classifier: Path, tmp_path: Path, quantization: Any) -> None:
-    source = edited(classifier, tmp_path / "quantized", quantization_config=quantization)
-    refused(source, tmp_path, f"is quantized already .{quantization.get('quant_method', 'as its')}")
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"hidden_act": "wobble"}, "activation 'wobble'"),
-        ({"num_attention_heads": 0}, "sizes in the config.json of .* make no sense"),
-        ({"num_hidden_layers": "three"}, "cannot read the config.json of .*num_hidden_layers"),
-        ({"model_type": "no-such-type"}, "cannot read the config.json of .*no-such-type"),
-        ({"dtype": "float9"}, "float9"),
-    ],
-)
-def test_configurations_that_make_no_sense(
-    classifier: Path, tmp_path: Path, fields: dict[str, Any], sentence: str, sti: Sti
-) -> None:
-    source = edited(classifier, tmp_path / "odd", **fields)
-    result = sti("shard", source, tmp_path / "store")
-    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1)
-    assert result.err.startswith("sti: error: ")
-    with pytest.raises(ValueError, match=sentence):
-        shard_checkpoint(source, tmp_path / "store")
-    assert not (tmp_path / "store").exists()

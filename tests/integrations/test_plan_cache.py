@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from sti_hf import STIConfig
-from sti_hf.integrations import plan_cache, session
-from sti_hf.integrations.session import open_session, plan_store
+from sti_hf.integrations import plan_cache, session, store_planner
+from sti_hf.integrations.session import open_session
 from sti_hf.integrations.store_cache import cache_home
+from sti_hf.planning import make_plan
 from sti_hf.shards.store import INDEX_FILE, ShardStore
 from tests.integrations.checkpoints import DEVICE
 
@@ -30,11 +31,11 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Token counts that were planned for, one after the other."""
     counts: list[int] = []
 
-    def counting(store: Any, profile: Any, config: Any, tokens: int, *others: Any) -> Any:
-        counts.append(tokens)
-        return plan_store(store, profile, config, tokens, *others)
+    def counting(request: Any) -> Any:
+        counts.append(request.workload.tokens)
+        return make_plan(request)
 
-    monkeypatch.setattr(session, "plan_store", counting)
+    monkeypatch.setattr(store_planner, "make_plan", counting)
     return counts
 
 
@@ -59,7 +60,7 @@ def test_another_configuration(store: ShardStore, planned: list[int], change: di
     plan = open_plan(store, **change)
     assert len(planned) == 2
     name, value = next(iter(change.items()))
-    assert getattr(plan, name) == value
+    assert (plan.workload.tokens if name == "seq_len" else getattr(plan, name)) == value
 
 
 def test_another_device(store: ShardStore, planned: list[int]) -> None:

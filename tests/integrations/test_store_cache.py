@@ -272,6 +272,17 @@ def test_a_cache_that_cannot_be_written(
     assert resolve_store(tmp_path / "store", "gobo").verify() == []
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_the_caches_fault(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("sti_hf.integrations.weight_files.refuse_pointer", fail)
+    with pytest.raises(PermissionError, match=r"model\.safetensors"):
+        resolve_store(model, "gobo")
+
+
 def test_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STI_HOME", str(tmp_path / "home"))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -40,7 +38,9 @@ class Slices:
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
         self.content = [bytearray() for _ in range(3)]
-        self.table = np.array([self._slice(bits) for bits in self.fidelities], dtype=np.int64)
+        self.table = np.full(len(self.fidelities), -1, dtype=native.SLICE)
+        for row, bits in zip(self.table, self.fidelities):
+            self._fill(row, bits)
         self.buffers = [np.frombuffer(bytes(content), dtype=np.uint8) for content in self.content]
 
     @property
@@ -59,23 +59,24 @@ class Slices:
         values = np.frombuffer(self.rng.bytes(count * np.dtype(dtype).itemsize), dtype=dtype)
         return np.where(np.isfinite(values), values, 0).astype(dtype).tobytes()
 
-    def _slice(self, bits: int) -> list[int]:
-        row = [bits] + [-1] * 9
+    def _fill(self, row: np.void, bits: int) -> None:
+        row["fidelity"] = bits
         if bits == 32:
             values = torch.from_numpy(np.frombuffer(self._finite(self.weights, "<f4"), "<f4").copy())
-            row[1] = self._put(values.to(FULL_DTYPES[self.full_dtype]).view(torch.uint8).numpy().tobytes())
-            return row
-        for plane in range(1, bits + 1):
-            row[plane] = self._put(self.rng.bytes(self.weights // 8))
-        row[7] = self._put(self._finite(2**bits, "<f4"))
+            row["full_weights"] = self._put(
+                values.to(FULL_DTYPES[self.full_dtype]).view(torch.uint8).numpy().tobytes()
+            )
+            return
+        for plane in range(bits):
+            row["planes"][plane] = self._put(self.rng.bytes(self.weights // 8))
+        row["codebook"] = self._put(self._finite(2**bits, "<f4"))
         if self.scaled:
-            row[8] = self._put(self._finite(self.slice_rows, "<f2"))
+            row["scales"] = self._put(self._finite(self.slice_rows, "<f2"))
         if self.outliers:
             counts = self.rng.integers(self.outliers, size=self.matrices)
             total = int(counts.sum())
             positions = self.rng.integers(self.weights, size=total).astype("<u4").tobytes()
-            row[9] = self._put(counts.astype("<u4").tobytes() + positions + self._finite(total, "<f4"))
-        return row
+            row["outliers"] = self._put(counts.astype("<u4").tobytes() + positions + self._finite(total, "<f4"))
 
     def native(self, dtype: torch.dtype, threads: int = 1) -> torch.Tensor:
         """What the kernels write; fails if they write anything around it."""
@@ -143,7 +144,7 @@ def test_matrix_large_enough_for_several_threads(isa: str, dtype: torch.dtype) -
 def test_code_has_plane_1_as_its_most_significant_bit(isa: str) -> None:
     planes = np.array([0b00001111, 0b00110011, 0b01010101], dtype=np.uint8)  # weight 7 has the code 000, weight 0: 111
     buffer = np.concatenate([planes, np.arange(8, dtype=np.float32).view(np.uint8)])
-    table = np.array([[3, 0, 1, 2, -1, -1, -1, 3, -1, -1]], dtype=np.int64)
+    table = np.array([(3, -1, [0, 1, 2, -1, -1, -1], 3, -1, -1)], dtype=native.SLICE)
     out = np.empty((1, 8), dtype=np.float32)
     native.Decompression([buffer], table, 0, 8, out, matrices=1).run()
     assert out.tolist() == [[7, 6, 5, 4, 3, 2, 1, 0]]
@@ -156,7 +157,7 @@ def test_a_run_reads_what_the_table_says_then() -> None:
     decompression = native.Decompression(*arguments, matrices=slices.matrices)
     decompression.run()
     assert_same_bits(out, slices.reference(torch.float32))
-    slices.table[:, 0] = 3  # with the codebook's first 8 values
+    slices.table["fidelity"] = 3  # with the codebook's first 8 values
     decompression.run()
     assert_same_bits(out, slices.reference(torch.float32))
 
@@ -198,20 +199,28 @@ def test_forked_child_has_its_own_threads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "what"),
-    [(1, "plane 1"), (3, "plane 3"), (7, "codebook"), (8, "row scales"), (9, "outlier")],
+    ("field", "what"),
+    [("planes", "plane 1"), ("codebook", "codebook"), ("scales", "row scales"), ("outliers", "outlier")],
 )
 @pytest.mark.parametrize("location", [-2, 3 << 56, 1 << 55, "last byte"])
-def test_location_out_of_range(column: int, what: str, location: int | str) -> None:
+def test_location_out_of_range(field: str, what: str, location: int | str) -> None:
     slices = Slices(seed=1, fidelities=[4, 4])
-    slices.table[1, column] = len(slices.buffers[0]) - 1 if location == "last byte" else location
+    slices.table[field][1] = len(slices.buffers[0]) - 1 if location == "last byte" else location
     with pytest.raises(ValueError, match=f"slice 1's {what}.*buffer"):
+        slices.native(torch.float32)
+
+
+@pytest.mark.parametrize("plane", range(4))
+def test_plane_out_of_range(plane: int) -> None:
+    slices = Slices(seed=1, fidelities=[4])
+    slices.table["planes"][0, plane] = len(slices.buffers[0]) - 1
+    with pytest.raises(ValueError, match=f"slice 0's plane {plane + 1}.*buffer"):
         slices.native(torch.float32)
 
 
 def test_full_weights_out_of_range() -> None:
     slices = Slices(seed=1, fidelities=[32])
-    slices.table[0, 1] = len(slices.buffers[0]) - 4 * slices.weights + 1
+    slices.table["full_weights"] = len(slices.buffers[0]) - 4 * slices.weights + 1
     with pytest.raises(ValueError, match="slice 0's full weights"):
         slices.native(torch.float32)
 
@@ -219,7 +228,7 @@ def test_full_weights_out_of_range() -> None:
 def test_outlier_counts_beyond_the_buffer() -> None:
     slices = Slices(seed=1, fidelities=[4])
     slices.buffers.append(np.array([0, 0, 2**32 - 1], dtype="<u4").view(np.uint8))  # of a matrix that is not asked for
-    slices.table[0, 9] = 3 << 56
+    slices.table["outliers"][0] = 3 << 56
     with pytest.raises(ValueError, match=r"slice 0's outliers \(34359738372 bytes"):
         slices.native(torch.float32)
 
@@ -228,7 +237,7 @@ def test_outlier_counts_beyond_the_buffer() -> None:
 def test_outlier_outside_the_slice(threads: int) -> None:
     slices = Slices(seed=1, fidelities=[4, 4, 4], slice_rows=1024, row_length=1024, matrices=1, matrix=0)
     slices.buffers.append(np.array([1, slices.weights, 0], dtype="<u4").view(np.uint8))
-    slices.table[0, 9] = 3 << 56
+    slices.table["outliers"][0] = 3 << 56
     with pytest.raises(ValueError, match=f"outlier at {slices.weights}.*damaged"):
         slices.native(torch.float32, threads)
 
@@ -236,7 +245,7 @@ def test_outlier_outside_the_slice(threads: int) -> None:
 @pytest.mark.parametrize("bits", [0, 1, 7, 16, -1])
 def test_unknown_fidelity(bits: int) -> None:
     slices = Slices(seed=1, fidelities=[4])
-    slices.table[0, 0] = bits
+    slices.table["fidelity"] = bits
     with pytest.raises(ValueError, match=f"fidelity {bits}"):
         slices.native(torch.float32)
 
@@ -251,8 +260,9 @@ def test_unknown_fidelity(bits: int) -> None:
         ({"full_dtype": "float64"}, ValueError, "full_dtype"),
         ({"buffers": [np.zeros(8, dtype=np.int32)]}, TypeError, "buffer 0 must be a uint8 array"),
         ({"buffers": [np.zeros(16, dtype=np.uint8)[::2]]}, TypeError, "contiguous"),
-        ({"table": np.zeros((2, 9), dtype=np.int64)}, TypeError, r"table must be an int64 array \[slices, 10\]"),
-        ({"table": np.zeros((0, 10), dtype=np.int64)}, ValueError, "0 slices"),
+        ({"table": np.zeros((2, 11), dtype=np.int64)}, TypeError, r"table must be .* the dtype sti_hf.native.SLICE"),
+        ({"table": np.zeros(4, dtype=native.SLICE)[::2]}, TypeError, "table must be a contiguous array"),
+        ({"table": np.zeros(0, dtype=native.SLICE)}, ValueError, "0 slices"),
         ({"out": np.zeros((5, 24), dtype=np.float32)}, ValueError, "shape"),
         ({"out": np.zeros((6, 24), dtype=np.float64)}, TypeError, "float32 or bfloat16"),
         ({"out": torch.zeros(24, 6).T}, TypeError, "contiguous"),
@@ -272,19 +282,3 @@ def test_wrong_argument(change: dict, error: type[Exception], message: str) -> N
     native.Decompression(**arguments)
     with pytest.raises(error, match=message):
         native.Decompression(**(arguments | change))
-
-
-def test_instruction_set_is_chosen_by_the_environment() -> None:
-    def run_with(isa: str) -> subprocess.CompletedProcess[str]:
-        code = f"import sys; sys.path.insert(0, {folder!r}); import _native; print(_native.isa())"
-        environment = os.environ | {"STI_HF_ISA": isa}
-        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-
-    folder = os.path.dirname(native._native.__file__)  # the extension alone: the package takes seconds to import
-    assert run_with("portable").stdout.strip() == "portable"
-    assert 'instruction set "mmx" is not available' in run_with("mmx").stderr
-
-
-def test_unknown_instruction_set() -> None:
-    with pytest.raises(ValueError, match=r"this processor runs: .*portable"):
-        native.set_isa("mmx")

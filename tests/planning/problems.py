@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from sti_hf.architectures.grid import Grid
-from sti_hf.planning import AdditiveImportance, DeviceProfile
-from sti_hf.planning.request import PlanRequest
+from sti_hf.planning import AdditiveImportance, DeviceProfile, PlanRequest, Workload
 from sti_hf.planning.submodel import Submodel
 from sti_hf.shards.layout import BLOCK, FIDELITIES, KINDS, LayerLayout
 
@@ -62,7 +61,8 @@ def make_importance(layers: int, slices: int, seed: int = 0, spread: float = 1.0
 
 def make_request(layouts: Sequence[LayerLayout], profile: DeviceProfile | None = None, **changes: Any) -> PlanRequest:
     """A request with ample T and no preload buffer."""
-    values: dict[str, Any] = {"target_latency": 100.0, "preload_budget": 0, "seq_len": 128, "row_bytes": 1536}
+    values: dict[str, Any] = {"target_latency": 100.0, "preload_budget": 0, "workload": Workload(128)}
+    values |= {"row_bytes": 1536, "submodels": "any"}
     return PlanRequest(tuple(layouts), profile or make_profile(), **(values | changes))
 
 
@@ -124,19 +124,19 @@ def naive_costs(request: PlanRequest, bits: np.ndarray, layers: Sequence[int]) -
         ranges = layout.read_ranges(layout.pieces_of(row) & ~preloaded)
         io.append(sum(profile.request_seconds + length / profile.bytes_per_second for _, length in ranges))
         delay = profile.delay_per_byte * sum(length for _, length in ranges)
-        compute.append(profile.layer_compute(request.seq_len, row, request.grid.slice_weights) + delay)
+        compute.append(profile.layer_compute(request.workload.all_tokens, row, request.grid.slice_weights) + delay)
     return io, compute
 
 
 def naive_latency(request: PlanRequest, bits: np.ndarray, layers: Sequence[int]) -> float:
     """Seconds of a forward, event by event, with room for all reads."""
     io, compute = naive_costs(request, bits, layers)
-    reading = request.profile.embedding_seconds(request.seq_len, request.row_bytes)
+    reading = request.profile.embedding_seconds(request.workload.all_tokens, request.row_bytes)
     computing = 0.0
     for seconds, work in zip(io, compute):
         reading += seconds
         computing = max(computing, reading) + work
-    return computing + request.profile.fixed_compute(request.seq_len) + request.extra_seconds
+    return computing + request.profile.fixed_compute(request.workload.all_tokens) + request.extra_seconds
 
 
 def blocks_simulation(

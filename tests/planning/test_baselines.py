@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sti_hf.planning import ExecutionPlan, make_plan
-from sti_hf.planning.baselines import baseline_plan, preloaded_model
+from sti_hf.planning.baselines import preloaded_model
 from sti_hf.shards.layout import FIDELITIES
 from tests.planning.problems import make_layouts, make_profile, make_request, naive_costs, naive_latency, read_bytes
 
@@ -17,16 +17,8 @@ UNDELAYED = make_request(LAYOUTS, make_profile(delay_per_byte=0.0))
 
 
 def plan_for(strategy: str, fidelity: int, target_latency: float = 1.0) -> ExecutionPlan:
-    return make_plan(
-        LAYOUTS,
-        PROFILE,
-        target_latency=target_latency,
-        preload_budget=10**6,
-        seq_len=128,
-        row_bytes=1536,
-        strategy=strategy,
-        fidelity=fidelity,
-    )
+    asked = {"target_latency": target_latency, "preload_budget": 10**6}
+    return make_plan(make_request(LAYOUTS, PROFILE, strategy=strategy, fidelity=fidelity, **asked))
 
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)
@@ -67,11 +59,6 @@ def test_baselines_run_the_whole_model_whatever_the_target(strategy: str) -> Non
     assert not plan.feasible and plan_for(strategy, 3).feasible
     assert (plan.strategy, plan.allocator, plan.fidelities) == (strategy, None, (3,))
     assert strategy == "preload" or not plan.preloaded_pieces.any()
-
-
-def test_an_unknown_baseline() -> None:
-    with pytest.raises(ValueError, match="load_exec, std_pipeline, preload"):
-        baseline_plan(REQUEST, "sti", 3)
 
 
 def test_a_preloaded_model_needs_no_profile() -> None:

@@ -180,16 +180,7 @@ def test_plans_of_every_target_are_feasible_and_get_better(allocator: str) -> No
     slow = submodel.latency(submodel.uniform(6))
     lowest = submodel.latency(submodel.uniform(2))
     plans = [
-        make_plan(
-            layouts,
-            device,
-            target_latency=target,
-            preload_budget=0,
-            seq_len=128,
-            row_bytes=1536,
-            allocator=allocator,
-            importance=profile,
-        )
+        make_plan(make_request(layouts, device, target_latency=target, allocator=allocator, importance=profile))
         for target in np.linspace(lowest * 1.01, slow * 1.01, 5)
     ]
     assert all(plan.feasible for plan in plans)

@@ -10,7 +10,7 @@ import pytest
 
 from sti_hf.planning import ExecutionPlan, make_plan, preload_changes
 from sti_hf.shards.layout import kinds_of
-from tests.planning.problems import make_importance, make_layouts, make_profile
+from tests.planning.problems import make_importance, make_layouts, make_request
 
 LAYOUTS = make_layouts(4, 4)
 FEW = (2, 3, 4)
@@ -18,15 +18,8 @@ FEW = (2, 3, 4)
 
 def plan_for(target_latency: float = 0.03, preload_budget: int = 200_000, **changes: Any) -> ExecutionPlan:
     values: dict[str, Any] = {"importance": make_importance(4, 4), "fidelities": FEW}
-    return make_plan(
-        LAYOUTS,
-        make_profile(),
-        target_latency=target_latency,
-        preload_budget=preload_budget,
-        seq_len=128,
-        row_bytes=1536,
-        **(values | changes),
-    )
+    values |= {"target_latency": target_latency, "preload_budget": preload_budget}
+    return make_plan(make_request(LAYOUTS, **(values | changes)))
 
 
 def test_json_round_trip_is_exact() -> None:
@@ -43,7 +36,9 @@ def test_json_round_trip_is_exact() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 1},
+        {"workload": {"tokens": 0, "batch": 1}},
+        {"workload": 128},
         {"bits": [[7]]},
         {"bits": [2, 3]},
         {"timeline": {"end": 1.0}},

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sti_hf.planning import ExecutionPlan, make_plan
+from sti_hf.planning import ExecutionPlan, Workload, make_plan
 from sti_hf.planning.staging import place_layers, reads_downwards
 from sti_hf.shards.layout import LayerLayout
 from tests.planning.problems import (
@@ -30,13 +30,13 @@ PROFILE = make_profile()
 
 
 def plan_for(layouts: list[LayerLayout] = LAYOUTS, **changes: Any) -> ExecutionPlan:
-    values: dict[str, Any] = {"target_latency": 0.05, "preload_budget": 100_000, "seq_len": 128, "row_bytes": 1536}
-    return make_plan(layouts, values.pop("profile", PROFILE), **(values | changes))
+    values: dict[str, Any] = {"target_latency": 0.05, "preload_budget": 100_000}
+    return make_plan(make_request(layouts, PROFILE, **(values | changes)))
 
 
 def simulated(plan: ExecutionPlan) -> float:
     """Seconds of a plan's forward, its staging buffer written block by block."""
-    request = make_request(LAYOUTS, PROFILE, preload_budget=plan.preload_budget, seq_len=plan.seq_len)
+    request = make_request(LAYOUTS, PROFILE, preload_budget=plan.preload_budget, workload=plan.workload)
     io, compute = naive_costs(request, plan.bits, plan.layers)
     staged = [
         read_bytes(LAYOUTS[layer], LAYOUTS[layer].pieces_of(plan.bits[layer]) & ~plan.preloaded_pieces[layer])
@@ -100,9 +100,9 @@ def test_a_bounded_staging_buffer_costs_fidelity_not_time() -> None:
     assert bound.distortion > free.distortion
 
 
-def test_time_that_is_ample_gives_six_bits_by_default_and_all_there_is_by_importance() -> None:
+def test_time_that_is_ample_gives_six_bits_with_and_without_importance() -> None:
     assert plan_for(target_latency=9.0).fidelity_counts() == {6: 16}
-    assert plan_for(target_latency=9.0, importance=make_importance(4, 4)).fidelity_counts() == {32: 16}
+    assert plan_for(target_latency=9.0, importance=make_importance(4, 4)).fidelity_counts() == {6: 16}
     assert plan_for(target_latency=9.0, fidelities=(2, 4)).fidelity_counts() == {4: 16}
 
 
@@ -144,7 +144,7 @@ def test_measured_accuracy_chooses_the_submodel() -> None:
 def test_the_plan_keeps_what_it_was_asked() -> None:
     plan = plan_for(allocator="two_pass", fidelities=(2, 5))
     assert (plan.strategy, plan.allocator, plan.fidelities) == ("sti", "two_pass", (2, 5))
-    assert (plan.target_latency, plan.preload_budget, plan.seq_len) == (0.05, 100_000, 128)
+    assert (plan.target_latency, plan.preload_budget, plan.workload) == (0.05, 100_000, Workload(128))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sti_hf.planning import ExecutionPlan
+from sti_hf.native import TIMING
+from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.planning.refinement import (
     EXTRA,
     EXTRA_MARGIN,
@@ -45,7 +46,7 @@ def plan(bits: list[list[int]] | None = None, strategy: str = "sti") -> Executio
         fidelities=(2, 3, 4, 5, 6),
         target_latency=T,
         preload_budget=0,
-        seq_len=16,
+        workload=Workload(16),
         layers=(0, 1, 2),
         bits=matrix,
         preloaded_pieces=np.zeros((3, KINDS, 2), dtype=bool),
@@ -101,9 +102,9 @@ def test_pace_of_a_steady_disk(pace: float, under_way: int) -> None:
     begins = np.concatenate((np.zeros(under_way), ends[:-under_way]))
     starts = LatestStarts(plan(), byte_seconds, np.zeros_like(sizes), sizes, np.full_like(sizes, PLANNED))
     for now in np.linspace(0.02, ends[-1], 50):
-        times = np.stack((begins, ends), axis=1)
-        times[begins > now] = np.nan
-        times[ends > now, 1] = np.nan
+        times = np.empty(len(sizes), dtype=TIMING)
+        times["start"] = np.where(begins > now, np.nan, begins)
+        times["end"] = np.where(ends > now, np.nan, ends)
         seen = min(now, RECENT_SECONDS)
         expected = (PRIOR_SECONDS + seen) / (PRIOR_SECONDS + seen / pace)
         longest = pace * byte_seconds * sizes.max() * under_way  # what is under way is not known
@@ -114,13 +115,14 @@ def test_pace_of_a_steady_disk(pace: float, under_way: int) -> None:
 
 def test_pace_of_a_disk_that_stands_still_or_has_nothing_to_do() -> None:
     starts = LatestStarts(plan(), 1e-3, np.zeros(3, int), np.full(3, 5), np.full(3, PLANNED))
-    never = [np.nan, np.nan]
-    assert starts.pace(np.array([never, never, never]), 0.0) == 1.0
-    fast = [[0.0, 0.005], [0.005, 0.010]]
-    assert starts.pace(np.array([*fast, never]), 0.02) == pytest.approx(1.0), "nothing to read since"
-    assert starts.pace(np.array([*fast, never]), 9.0) == 1.0, "long ago"
-    stuck = [*fast, [0.010, np.nan]]
-    paces = [starts.pace(np.array(stuck), now) for now in (0.012, 0.02, 0.04, 0.1)]
+    never = (np.nan, np.nan)
+    assert starts.pace(np.array([never, never, never], dtype=TIMING), 0.0) == 1.0
+    fast = [(0.0, 0.005), (0.005, 0.010)]
+    then_idle = np.array([*fast, never], dtype=TIMING)
+    assert starts.pace(then_idle, 0.02) == pytest.approx(1.0), "nothing to read since"
+    assert starts.pace(then_idle, 9.0) == 1.0, "long ago"
+    stuck = np.array([*fast, (0.010, np.nan)], dtype=TIMING)
+    paces = [starts.pace(stuck, now) for now in (0.012, 0.02, 0.04, 0.1)]
     assert paces[0] == pytest.approx(1.0) and paces == sorted(paces) and paces[-1] > 3
 
 

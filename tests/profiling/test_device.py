@@ -126,7 +126,9 @@ def test_a_head_over_the_vocabulary_is_not_measured(tmp_path: Path, monkeypatch:
     # It is planned for by its bytes; measured as well, it would count twice.
     store = store_of(BertForMaskedLM, tmp_path / "store")
     decoded: list[int] = []
-    monkeypatch.setattr("sti_hf.runtime.layers.StreamedDecoder.forward", lambda self, x: decoded.append(1))
+    monkeypatch.setattr(
+        "sti_hf.runtime.modules.streamed_decoder.StreamedDecoder.forward", lambda self, x: decoded.append(1)
+    )
     check(measure(store, compute_dtype="float32"), store)
     assert not decoded
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sti_hf import ExecutionPlan, ShardStore, STIConfig
-from sti_hf.integrations.session import plan_store
+from sti_hf.integrations.store_planner import plan_store
+from sti_hf.planning import Workload
 from sti_hf.reporting.plan_grid import PlanGrid, choose_budgets, choose_latencies, plan_grid
 from sti_hf.reporting.runs import chosen_plans, telling_plan
 from tests.integrations.checkpoints import DEVICE
@@ -17,7 +18,7 @@ CONFIG = STIConfig(target_latency=0.0123, preload_budget=7777)
 @pytest.fixture(scope="module")
 def grid(bare_store: ShardStore) -> PlanGrid:
     def plan(config: STIConfig) -> ExecutionPlan:
-        return plan_store(bare_store, DEVICE, config, 128)
+        return plan_store(bare_store, DEVICE, config, Workload(128))
 
     return plan_grid(plan, CONFIG, choose_latencies(plan, CONFIG), choose_budgets(bare_store, CONFIG))
 
@@ -26,7 +27,9 @@ def test_plans_are_of_their_place(bare_store: ShardStore, grid: PlanGrid) -> Non
     assert len(grid.plans) == len(grid.budgets)
     for budget, row in zip(grid.budgets, grid.plans):
         assert [(plan.target_latency, plan.preload_budget) for plan in row] == [(t, budget) for t in grid.latencies]
-    again = plan_store(bare_store, DEVICE, CONFIG.replaced(target_latency=grid.latencies[5], preload_budget=0), 128)
+    again = plan_store(
+        bare_store, DEVICE, CONFIG.replaced(target_latency=grid.latencies[5], preload_budget=0), Workload(128)
+    )
     assert np.array_equal(grid.plans[0][5].bits, again.bits)
 
 

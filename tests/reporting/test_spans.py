@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sti_hf import ExecutionPlan, ShardStore
 from sti_hf.config import STIConfig
-from sti_hf.integrations.session import plan_store
+from sti_hf.integrations.store_planner import plan_store
+from sti_hf.planning import Workload
 from sti_hf.reporting.spans import (
     COMPUTING,
     DECOMPRESSING,
@@ -31,7 +32,7 @@ from tests.integrations.checkpoints import DEVICE
 
 @pytest.fixture(scope="module")
 def plan(bare_store: ShardStore) -> ExecutionPlan:
-    return plan_store(bare_store, DEVICE, STIConfig(target_latency=0.01, preload_budget=4000), 128)
+    return plan_store(bare_store, DEVICE, STIConfig(target_latency=0.01, preload_budget=4000), Workload(128))
 
 
 def total(lanes: Lanes, kind: str) -> float:

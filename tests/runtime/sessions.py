@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from transformers import PreTrainedModel
 
 from sti_hf import STIConfig
 from sti_hf.architectures import get_architecture
-from sti_hf.integrations.session import load_model_on
-from sti_hf.planning import DeviceProfile, ExecutionPlan
+from sti_hf.integrations.store_model import load_model_on
+from sti_hf.planning import DeviceProfile, ExecutionPlan, OnePlan, PlanRequest, Workload, make_plan, predict_latency
+from sti_hf.planning.refinement import PLANE_FIDELITIES
 from sti_hf.planning.staging import MINIMUM_READ_AHEAD
 from sti_hf.planning.timeline import Timeline
 from sti_hf.runtime.gemm import ComputePath
@@ -66,7 +70,7 @@ def plan_of(
         fidelities=store.fidelities,
         target_latency=1.0,
         preload_budget=sum(kept),
-        seq_len=16,
+        workload=Workload(16),
         layers=layers,
         bits=bits,
         preloaded_pieces=preloaded,
@@ -93,9 +97,67 @@ def device(**changes: Any) -> DeviceProfile:
     return make_profile(**{**slow, **changes})
 
 
+class Planned:
+    """A `Planner` of real plans for a device, by the paper's rule for submodels."""
+
+    def __init__(self, store: ShardStore, profile: DeviceProfile) -> None:
+        self.store, self.profile = store, profile
+
+    def plan(self, config: STIConfig, workload: Workload) -> ExecutionPlan:
+        """By T, S and staging budget of the configuration, without embedding rows."""
+        return make_plan(
+            PlanRequest(
+                self.store.layouts,
+                self.profile,
+                config.target_latency,
+                config.preload_budget,
+                workload,
+                submodels="any",
+                staging_budget=config.staging_budget,
+                fidelities=PLANE_FIDELITIES if config.refine else (),
+            )
+        )
+
+    def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """Predicted seconds of a plan with another workload."""
+        request = PlanRequest(self.store.layouts, self.profile, plan.target_latency, plan.preload_budget, workload)
+        return predict_latency(request, plan)
+
+
 def running(store: ShardStore, plan: ExecutionPlan, path: ComputePath = EXACT) -> Any:
     """The store's model, executing `plan`."""
-    return load_model_on(store, STISession(store, STIConfig(), lambda config, tokens: plan, path))
+    return load_model_on(store, STISession(store, STIConfig(), OnePlan(plan), path))
+
+
+class Plans:
+    """A planner that is a function."""
+
+    def __init__(self, plan: Callable[[STIConfig, Workload], ExecutionPlan]) -> None:
+        self.plan = plan
+
+    def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """As predicted for the workload of the plan."""
+        return plan.predicted_latency
+
+
+def planned_by(store: ShardStore, plan: Callable[[STIConfig, Workload], ExecutionPlan], **fields: Any) -> Any:
+    """The store's model, with plans by this function."""
+    return load_model_on(store, STISession(store, STIConfig(**fields), Plans(plan), EXACT))
+
+
+def planned(store: ShardStore, config: STIConfig) -> Any:
+    """The store's model, with real plans for the slow device."""
+
+    def plan(wanted: STIConfig, workload: Workload) -> ExecutionPlan:
+        return _planned_once(store, wanted.target_latency, wanted.preload_budget, workload)
+
+    return load_model_on(store, STISession(store, config, Plans(plan), EXACT))
+
+
+@functools.lru_cache(maxsize=64)
+def _planned_once(store: ShardStore, target_latency: float, preload_budget: int, workload: Workload) -> ExecutionPlan:
+    config = STIConfig(target_latency=target_latency, preload_budget=preload_budget)
+    return Planned(store, device()).plan(config, workload)
 
 
 def stock_with_plan_weights(model: PreTrainedModel, store: ShardStore, bits: np.ndarray) -> PreTrainedModel:
@@ -119,6 +181,18 @@ def stock_with_plan_weights(model: PreTrainedModel, store: ShardStore, bits: np.
             for name, weight in join_layer(shards, architecture.matrices, store.grid).items():
                 linears[name].weight.copy_(weight)
     return model
+
+
+def damaged(store: ShardStore, folder: Path, layer: int, kind: int) -> ShardStore:
+    """A copy of a store with a wrong byte in one plane of a layer's first slice."""
+    layout = store.layouts[layer]
+    shutil.copytree(store.path, folder)
+    with (folder / store.index.layer_files[layer]).open("r+b") as file:
+        file.seek(int(layout.piece_offset[kind, 0] + layout.piece_bytes[kind, 0] // 2))
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    return ShardStore.open(folder)
 
 
 def logits_of(output: Any) -> torch.Tensor:

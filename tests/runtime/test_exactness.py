@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sti_hf.architectures import get_architecture
-from sti_hf.runtime import layers
+from sti_hf.runtime import blocks
 from sti_hf.runtime.gemm import GEMMS, ComputePath
-from sti_hf.runtime.layers import ElasticLinear
+from sti_hf.runtime.modules.elastic_linear import ElasticLinear
 from sti_hf.shards.layout import FULL
 from tests.models import FAMILIES, head_of, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, plan_of, random_bits, running, stock_with_plan_weights, store_of
@@ -62,7 +62,9 @@ def test_any_plan_decompresses_to_the_dequantized_weights_bit_for_bit(
     seen = []
 
     def compare(linear: ElasticLinear, inputs: tuple, output: torch.Tensor) -> None:
-        weight = torch.cat([linear._decompressor.decompress(block).clone() for block in linear._blocks])
+        inference = linear._forwards.running()
+        blocks = inference.blocks(linear.layer, linear.matrix)
+        weight = torch.cat([inference.decompress(block).clone() for block in blocks])
         seen.append((linear, weight.t().clone() if linear.by_columns else weight.clone()))
 
     modules = model.base_model.get_submodule(architecture.layers)
@@ -136,7 +138,7 @@ def test_matrices_larger_than_the_working_buffer_are_multiplied_block_by_block(
     plan = plan_of(store, random_bits(store, 5), 0.2)
     whole = running(store, plan)
     expected = logits_of(whole(**inputs))
-    monkeypatch.setattr(layers, "WORKING_BYTES", 4 * 32 * 40)  # 40 rows: two slices of q, and of up and down
+    monkeypatch.setattr(blocks, "WORKING_BYTES", 4 * 32 * 40)  # 40 rows: two slices of q, and of up and down
     model = running(store, plan)
     assert torch.allclose(logits_of(model(**inputs)), expected, atol=1e-5)
     assert model.sti.memory()["working"] == 4 * 32 * 32 < whole.sti.memory()["working"]

@@ -5,7 +5,6 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +13,12 @@ from transformers import BertForSequenceClassification
 
 from sti_hf import STIConfig
 from sti_hf.errors import InfeasibleLatencyError
-from sti_hf.integrations.session import load_model_on
 from sti_hf.native import StreamError
-from sti_hf.planning import make_plan
-from sti_hf.runtime.session import STISession, bucket_of
+from sti_hf.planning import Workload
 from sti_hf.shards.layout import FULL_PIECE
 from sti_hf.shards.store import TABLES_FILE, ShardStore
 from tests.models import tiny_inputs, tiny_model
-from tests.runtime.sessions import EXACT, device, fail_twice, logits_of, plan_of, random_bits, running, store_of
+from tests.runtime.sessions import fail_twice, logits_of, plan_of, planned, random_bits, running, store_of
 
 STOCK = tiny_model(BertForSequenceClassification, hidden_size=64, intermediate_size=256)
 INPUTS = tiny_inputs(STOCK)
@@ -30,21 +27,6 @@ INPUTS = tiny_inputs(STOCK)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ShardStore:
     return store_of(STOCK, tmp_path_factory.mktemp("session") / "store")
-
-
-def planned(store: ShardStore, config: STIConfig) -> Any:
-    """A model with real plans for the slow device."""
-
-    def plan(wanted: STIConfig, tokens: int) -> Any:
-        return make_plan(
-            store.layouts,
-            device(),
-            target_latency=wanted.target_latency,
-            preload_budget=wanted.preload_budget,
-            seq_len=tokens,
-        )
-
-    return load_model_on(store, STISession(store, config, plan, EXACT))
 
 
 def test_reads_what_the_plan_says_and_preloaded_pieces_once(store: ShardStore) -> None:
@@ -115,7 +97,7 @@ def test_a_real_plan_keeps_the_preload_budget(store: ShardStore) -> None:
 
 
 def test_replanning_keeps_what_the_preload_buffer_holds(store: ShardStore) -> None:
-    model = planned(store, STIConfig(target_latency=0.04, preload_budget=30_000, seq_len=bucket_of(33)))
+    model = planned(store, STIConfig(target_latency=0.04, preload_budget=30_000, seq_len=Workload.bucket(33)))
     model(**INPUTS)
     before = model.sti.plan
     model.sti.replan(target_latency=0.05, preload_budget="60KB")
@@ -138,28 +120,31 @@ def test_replanning_keeps_what_the_preload_buffer_holds(store: ShardStore) -> No
 
 def test_plans_are_kept_per_token_bucket(store: ShardStore) -> None:
     model = planned(store, STIConfig(target_latency=0.1, preload_budget=30_000, seq_len=16))
-    assert model.sti.plan.seq_len == 16
-    model(**tiny_inputs(STOCK, batch=4, tokens=16))
-    assert model.sti.plan.seq_len == 64
+    assert model.sti.plan.workload.tokens == 16
+    short = model.sti.plan
+    model(**tiny_inputs(STOCK, batch=1, tokens=33))
+    assert model.sti.plan.workload.tokens == 64
     long = model.sti.plan
-    model(**tiny_inputs(STOCK, batch=1, tokens=9))
-    assert model.sti.plan.seq_len == 16
-    model(**tiny_inputs(STOCK, batch=4, tokens=10))
+    model(**tiny_inputs(STOCK, batch=4, tokens=16))
+    assert model.sti.plan is short, "what stands beside a text does not change its plan"
+    model(**tiny_inputs(STOCK, batch=2, tokens=60))
     assert model.sti.plan is long
     model.sti.close()
 
 
 @pytest.mark.parametrize(("tokens", "bucket"), [(1, 16), (16, 16), (17, 32), (128, 128), (129, 256)])
 def test_buckets(tokens: int, bucket: int) -> None:
-    assert bucket_of(tokens) == bucket
+    assert Workload.bucket(tokens) == bucket
 
 
 def test_a_latency_that_cannot_be_met_warns_once_or_raises(store: ShardStore) -> None:
-    with pytest.warns(UserWarning, match=r"meets the target latency of 1 ms: the smallest takes about \d+ ms"):
-        model = planned(store, STIConfig(target_latency=0.001, seq_len=bucket_of(33)))
+    with pytest.warns(
+        UserWarning, match=r"meets the target latency of 1 ms: the fastest, a submodel of 1 x 1, takes about \d+ ms"
+    ):
+        model = planned(store, STIConfig(target_latency=0.001, seq_len=Workload.bucket(33)))
     model(**INPUTS)
     model.sti.close()
-    with pytest.raises(InfeasibleLatencyError, match="the smallest takes about"):
+    with pytest.raises(InfeasibleLatencyError, match=r"the fastest, .* takes about"):
         planned(store, STIConfig(target_latency=0.001, strict=True))
 
 
@@ -276,7 +261,7 @@ def test_inputs_embeds_need_no_rows_of_words(store: ShardStore, tmp_path: Path) 
     model = running(broken, plan_of(broken, np.full((store.grid.layers, store.grid.slices), 32)))
     with pytest.raises(StreamError, match="checksum"):
         model(**INPUTS)
-    embeddings = STOCK.get_input_embeddings()(INPUTS["input_ids"])
+    embeddings = STOCK.get_input_embeddings()(INPUTS["input_ids"]).detach()
     mask = INPUTS["attention_mask"]
     with torch.no_grad():
         expected = logits_of(STOCK(inputs_embeds=embeddings, attention_mask=mask))

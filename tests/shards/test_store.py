@@ -181,9 +181,10 @@ def test_opening_refuses_a_damaged_index(tmp_path: Path, store: ShardStore) -> N
     (path / INDEX_FILE).write_text(text.replace("bert", "bart"))
     with pytest.raises(StoreError, match="checksum does not match"):
         ShardStore.open(path)
-    (path / INDEX_FILE).write_text(text[:100])
-    with pytest.raises(StoreError, match="not an index"):
-        ShardStore.open(path)
+    for damaged in (text[:100].encode(), b"", b"\xff\xfe" + text.encode()):
+        (path / INDEX_FILE).write_bytes(damaged)
+        with pytest.raises(StoreError, match="not an index"):
+            ShardStore.open(path)
 
 
 def test_opening_refuses_a_newer_format(tmp_path: Path, store: ShardStore) -> None:
@@ -263,3 +264,14 @@ def test_index_round_trip(store: ShardStore) -> None:
     assert again.to_json() == store.index.to_json()
     assert np.array_equal(again.checksums, store.index.checksums)
     assert again.tables == store.index.tables
+
+
+def test_a_relative_path_survives_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = write(Path("store"))
+    opened = ShardStore.open("store")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for store in (written, opened):
+        assert store.path == tmp_path / "store"
+        assert store.verify() == []

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sti_hf.integrations.optimum_cli import STICommand
+from sti_hf.optimum_cli import STICommand
 
 REGISTER_COMMANDS = [STICommand]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,19 +17,21 @@ from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
 from sti_hf import STIConfig
-from sti_hf.integrations.session import load_model_on
-from sti_hf.native import StreamError
-from sti_hf.planning import make_plan
+from sti_hf.integrations.store_model import load_model_on
+from sti_hf.native import TIMING, StreamError
 from sti_hf.planning.refinement import EXTRA, LONGER, PLANE_FIDELITIES, REQUIRED
-from sti_hf.runtime import placement as placement_module
-from sti_hf.runtime.placement import Placement
-from sti_hf.runtime.refinement import Refinement
+from sti_hf.runtime.reads import placement as placement_module
+from sti_hf.runtime.reads.placement import Placement
+from sti_hf.runtime.reads.refinement import Refinement
+from sti_hf.runtime.reads.streamer import ShardStreamer
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.layout import BLOCK, FULL, kinds_of
 from sti_hf.shards.store import ShardStore
 from tests.models import tiny_inputs, tiny_model
 from tests.runtime.sessions import (
     EXACT,
+    Planned,
+    damaged,
     device,
     fail_twice,
     logits_of,
@@ -67,22 +68,12 @@ def load() -> Iterator[Load]:
     models = []
 
     def load(store: ShardStore, rate: float = 0.0, **options: Any) -> Any:
-        config = STIConfig(**{"target_latency": T, "preload_budget": 0, "seq_len": 64, "refine": True, **options})
+        config = STIConfig(**{"target_latency": T, "preload_budget": 0, "seq_len": 16, "refine": True, **options})
 
-        def plan(wanted: STIConfig, tokens: int) -> Any:
-            return make_plan(
-                store.layouts,
-                device(bytes_per_second=RATE),
-                target_latency=wanted.target_latency,
-                preload_budget=wanted.preload_budget,
-                seq_len=tokens,
-                staging_budget=wanted.staging_budget,
-                fidelities=PLANE_FIDELITIES,
-            )
-
+        plan = Planned(store, device(bytes_per_second=RATE))
         session = STISession(store, config, plan, EXACT, rate)
         models.append(load_model_on(store, session))
-        session._streamer.stop()  # what was read before the first forward would be a head start
+        session._engine.streamer.stop()  # what was read before the first forward would be a head start
         return models[-1]
 
     yield load
@@ -92,10 +83,9 @@ def load() -> Iterator[Load]:
 
 def set_rate(model: Any, rate: float) -> None:
     """From now on the disk of the model's shards has this rate."""
-    streamer = model.sti._streamer
-    streamer.stop()
-    streamer._rate_limit = rate
-    streamer.reopen()
+    engine = model.sti._engine
+    engine.streamer.close()
+    engine.streamer = ShardStreamer(model.sti.store, engine.streamer.prepared, rate)
 
 
 def twin(store: ShardStore, bits: np.ndarray) -> torch.Tensor:
@@ -212,17 +202,6 @@ def test_a_plan_with_full_weights_runs_as_planned(store: ShardStore, load: Load)
     assert (check_answer(store, model, model(**INPUTS)) == bits).all()
 
 
-def damaged(store: ShardStore, folder: Path, layer: int, kind: int) -> ShardStore:
-    layout = store.layouts[layer]
-    shutil.copytree(store.path, folder)
-    with (folder / store.index.layer_files[layer]).open("r+b") as file:
-        file.seek(int(layout.piece_offset[kind, 0] + layout.piece_bytes[kind, 0] // 2))
-        byte = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 1]))
-    return ShardStore.open(folder)
-
-
 def test_damage_matters_only_in_what_is_read(store: ShardStore, load: Load, tmp_path: Path) -> None:
     layer = store.grid.layers - 1
     kind = int(load(store).sti.plan.bits[layer, 0])
@@ -260,14 +239,14 @@ def test_any_cut_gives_the_fidelities_whose_planes_are_all_there(store: ShardSto
     requests, pieces = placement.streamed_requests
     purposes = placement.purposes(requests)
     refinement = Refinement(placement, plan, requests)
-    completed = np.repeat(np.arange(len(requests)), requests[:, 6])
+    completed = np.repeat(np.arange(len(requests)), requests["pieces"])
     for step, placed in enumerate(placement.layers):
-        mine = np.flatnonzero(requests[:, 4] == step)
+        mine = np.flatnonzero(requests["step"] == step)
         assert (np.diff(purposes[mine]) >= 0).all(), "what is needed most comes first"
         layout = store.layouts[placed.layer]
         for count in range((purposes[mine] == REQUIRED).sum(), len(mine) + 1):
-            times = np.full((len(requests), 2), np.nan)
-            times[mine[:count]] = 1.0
+            times = np.full(len(requests), np.nan, dtype=TIMING)
+            times[mine[:count]] = 1.0, 1.0
             there = {(int(kind), int(index)) for kind, index in np.argwhere(placed.preloaded)}
             for location, _, _, offset in pieces[np.isin(completed, mine[:count])].tolist():
                 found = np.argwhere((layout.piece_offset == offset) & (layout.piece_bytes > 0))
@@ -301,11 +280,12 @@ def test_reading_at_the_planned_rate_is_never_late(
     store: ShardStore, load: Load, target: float, preload: int | str
 ) -> None:
     session = load(store, target_latency=target, preload_budget=preload).sti
-    plan, placement = session.plan, session._streamer.placement
+    plan, placement = session.plan, session._engine.streamer.prepared.placement
     requests, _ = placement.streamed_requests
     chosen = placement.purposes(requests) != EXTRA
-    latest = Refinement(placement, plan, requests).latest(0.0, np.full((len(requests), 2), np.nan), 0.0)[chosen]
-    sizes = requests[chosen, 2]
+    nothing_read = np.full(len(requests), np.nan, dtype=TIMING)
+    latest = Refinement(placement, plan, requests).latest(0.0, nothing_read, 0.0)[chosen]
+    sizes = requests["length"][chosen]
     rows = plan.timeline.io_start[0]
     # A request is begun when the one before the last one has ended.
     begins = rows + (np.cumsum(sizes) - sizes - np.concatenate(([0], sizes[:-1]))) / RATE

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from sti_hf import native
 from sti_hf.planning import ExecutionPlan
 from sti_hf.planning.refinement import EXTRA, PLANNED, REQUIRED, refined_staging
 from sti_hf.planning.staging import place_layers, reads_downwards
@@ -22,12 +23,13 @@ REQUEST_BYTES = 1 << 19
 """Reads are at most this long, so that the first of a layer can start before the last has room."""
 
 Requests = tuple[np.ndarray, np.ndarray]
-"""Requests int64 `[n, 7]` and pieces int64 `[k, 4]` as `native.Streamer.start` takes them."""
+"""`native.REQUEST` `[n]` and `native.PIECE` `[k]` as `native.Streamer.start` takes them."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """Block-aligned ranges of a layer's file region, laid out one after the other from `start` of a buffer."""
+    """Block-aligned ranges of a layer's file region (offset and length of each), laid out one after the other from
+    `start` of a buffer."""
 
     ranges: np.ndarray
     start: int
@@ -35,13 +37,14 @@ class Image:
     @property
     def bytes(self) -> int:
         """Size of the image."""
-        return int(self.ranges[:, 1].sum())
+        return _covered_bytes(self.ranges)
 
     def place(self, offsets: np.ndarray) -> np.ndarray:
         """Places in the buffer of file offsets, all of which lie in the ranges."""
-        before = np.concatenate(([0], self.ranges[:, 1].cumsum()))
-        index = np.searchsorted(self.ranges[:, 0], offsets, side="right") - 1
-        return self.start + before[index] + offsets - self.ranges[index, 0]
+        firsts, lengths = self.ranges.T
+        before = np.concatenate(([0], lengths.cumsum()))
+        index = np.searchsorted(firsts, offsets, side="right") - 1
+        return self.start + before[index] + offsets - firsts[index]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class LayerPlacement:
 
 
 class Placement:
-    """A plan's layers in memory: `layers[k]` is the k-th executed layer, and group k of the streamer's reads.
+    """A plan's layers in memory: `layers[step]` is the one that a step executes, which the streamer's reads name too.
 
     In the preload buffer they stand one after the other, in the staging buffer as `place_layers` says, side by side
     under load-then-execute.
@@ -131,18 +134,18 @@ class Placement:
         ]
 
     def requests(self, preload: Sequence[np.ndarray]) -> Requests:
-        """Reads in plan order: of each executed layer k the pieces `preload[k]` (bool `[KINDS, M]`) that the preload
+        """Reads in plan order: of each step the pieces `preload[step]` (bool `[KINDS, M]`) that the preload
         buffer still lacks, then its streamed pieces, the latter only into memory whose layer has been released. Those
         beyond the plan are left for when the buffer is filled.
         """
         filled = not any(pieces.any() for pieces in preload)
-        requests = [np.empty((0, 7), dtype=np.int64)]
-        pieces = [np.empty((0, 4), dtype=np.int64)]
-        for group, placed in enumerate(self.layers):
-            wanted = (preload[group] & placed.preloaded, placed.streamed, placed.extra & filled)
+        requests = [np.empty(0, dtype=native.REQUEST)]
+        pieces = [np.empty(0, dtype=native.PIECE)]
+        for step, placed in enumerate(self.layers):
+            wanted = (preload[step] & placed.preloaded, placed.streamed, placed.extra & filled)
             for present, (buffer, _, image) in zip(wanted, placed.parts()):
                 if present.any():
-                    read, checked = self._reads(group, present, image, buffer)
+                    read, checked = self._reads(step, present, image, buffer)
                     requests.append(read)
                     pieces.append(checked)
         return np.concatenate(requests), np.concatenate(pieces)
@@ -154,9 +157,9 @@ class Placement:
 
     def purposes(self, requests: np.ndarray) -> np.ndarray:
         """int64 `[n]`: what each of the requests of a refined run is for (`sti_hf.planning.refinement`)."""
-        steps, staged = requests[:, 4], requests[:, 3] >> LOCATION_SHIFT == STAGING
-        places = requests[:, 3] & ((1 << LOCATION_SHIFT) - 1)
-        planned = requests[:, 1] >= np.array([self._first_above(placed) for placed in self.layers])[steps]
+        steps, staged = requests["step"], requests["target"] >> LOCATION_SHIFT == STAGING
+        places = requests["target"] & ((1 << LOCATION_SHIFT) - 1)
+        planned = requests["offset"] >= np.array([self._first_above(placed) for placed in self.layers])[steps]
         extra = places >= np.array([placed.extra_image.start for placed in self.layers])[steps]
         return np.select([~staged, extra, planned], [REQUIRED, EXTRA, PLANNED], REQUIRED)
 
@@ -165,41 +168,42 @@ class Placement:
         offset = int(self.store.layouts[placed.layer].piece_offset[min(FIDELITIES) + 1, 0])
         return -(-offset // BLOCK) * BLOCK
 
-    def _reads(self, group: int, present: np.ndarray, image: Image, buffer: int) -> Requests:
+    def _reads(self, step: int, present: np.ndarray, image: Image, buffer: int) -> Requests:
         """The reads for some pieces of a layer, and what it takes to check them."""
-        placed = self.layers[group]
-        layer = placed.layer
-        layout, downwards = self.store.layouts[layer], reads_downwards(group) and not self.refined
+        placed = self.layers[step]
+        layout, downwards = self.store.layouts[placed.layer], reads_downwards(step) and not self.refined
         ranges = [(offset, offset + length) for offset, length in layout.read_ranges(present).tolist()]
         if self.refined and image is placed.staging_image:
             ranges = _cut(ranges, self._first_above(placed))
-        spans = [
-            (start, min(start + REQUEST_BYTES, end))
-            for first, end in ranges
-            for start in range(first, end, REQUEST_BYTES)
-        ]
+        spans = _spans(ranges)
         starts, ends = np.array(spans[::-1] if downwards else spans, dtype=np.int64).T
-        kinds, slices = np.nonzero(present & (layout.piece_bytes > 0))
-        first, sizes = layout.piece_offset[kinds, slices], layout.piece_bytes[kinds, slices]
+        pieces = self._checked(placed.layer, present & (layout.piece_bytes > 0), image, buffer)
         # A piece is complete with the last request that has a part of it.
-        completed = (first if downwards else first + sizes - 1)[:, None]
+        completed = (pieces["offset"] + (0 if downwards else pieces["length"] - 1))[:, None]
         request_of = ((completed >= starts) & (completed < ends)).argmax(axis=1)
-        order = np.argsort(request_of, kind="stable")
         places = image.place(starts)
-        free_after = self._free_after(group, places, places + ends - starts) if buffer == STAGING else 0
-        requests = np.empty((len(starts), 7), dtype=np.int64)
-        requests[:, 0] = self.files[self.store.index.layer_files[layer]]
-        requests[:, 1], requests[:, 2], requests[:, 3] = starts, ends - starts, location(buffer, places)
-        requests[:, 4], requests[:, 5] = group, free_after
-        requests[:, 6] = np.bincount(request_of, minlength=len(starts))
-        checksums = self.store.index.checksums[layer][kinds, slices].astype(np.int64)
-        checked = np.stack((location(buffer, image.place(first)), sizes, checksums, first), axis=1)
-        return requests, checked[order]
+        requests = np.empty(len(starts), dtype=native.REQUEST)
+        requests["file"] = self.files[self.store.index.layer_files[placed.layer]]
+        requests["offset"], requests["length"] = starts, ends - starts
+        requests["target"] = location(buffer, places)
+        requests["step"] = step
+        requests["wait_for"] = self._free_after(step, places, places + ends - starts) if buffer == STAGING else 0
+        requests["pieces"] = np.bincount(request_of, minlength=len(starts))
+        return requests, pieces[np.argsort(request_of, kind="stable")]
 
-    def _free_after(self, group: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """How many groups must have been released before each of these ranges of the staging buffer is free."""
+    def _checked(self, layer: int, present: np.ndarray, image: Image, buffer: int) -> np.ndarray:
+        """`native.PIECE`: where these pieces of a layer stand in a buffer, and what they must be."""
+        layout = self.store.layouts[layer]
+        pieces = np.empty(np.count_nonzero(present), dtype=native.PIECE)
+        pieces["offset"], pieces["length"] = layout.piece_offset[present], layout.piece_bytes[present]
+        pieces["target"] = location(buffer, image.place(pieces["offset"]))
+        pieces["crc32c"] = self.store.index.checksums[layer][present]
+        return pieces
+
+    def _free_after(self, step: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """How many steps must have been released before each of these ranges of the staging buffer is free."""
         free_after = np.zeros_like(starts)
-        for earlier in range(group):
+        for earlier in range(step):
             start, end = self.layers[earlier].staging_image.start, self.layers[earlier].staged_end
             if start < end:
                 free_after[(start < ends) & (starts < end)] = earlier + 1
@@ -213,11 +217,24 @@ class _Pieces:
     def __init__(self, layouts: Sequence[LayerLayout], pieces: list[np.ndarray]) -> None:
         self.pieces = pieces
         self.ranges = [layout.read_ranges(each) for layout, each in zip(layouts, pieces)]
-        self.bytes = [int(ranges[:, 1].sum()) for ranges in self.ranges]
+        self.bytes = [_covered_bytes(ranges) for ranges in self.ranges]
 
     def bytes_with(self, others: _Pieces) -> list[int]:
         """Bytes of every layer, together with those of `others`."""
         return [one + other for one, other in zip(self.bytes, others.bytes)]
+
+
+def _covered_bytes(ranges: np.ndarray) -> int:
+    """Bytes in some ranges, each an offset and a length."""
+    _, lengths = ranges.T
+    return int(lengths.sum())
+
+
+def _spans(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """First and last byte + 1 of every request that it takes to read these ranges."""
+    return [
+        (start, min(start + REQUEST_BYTES, end)) for first, end in ranges for start in range(first, end, REQUEST_BYTES)
+    ]
 
 
 def _cut(ranges: list[tuple[int, int]], place: int) -> list[tuple[int, int]]:
@@ -231,26 +248,24 @@ def _one_after_the_other(sizes: Sequence[int]) -> list[int]:
 
 
 def matrix_tables(store: ShardStore, placed: LayerPlacement, bits: np.ndarray) -> dict[str, np.ndarray]:
-    """For every matrix of a layer, int64 `[m, 10]`: what `native.Decompression` needs of its active slices."""
+    """For every matrix of a layer, `native.SLICE` `[m]`: what `native.Decompression` needs of its active slices."""
     layout, grid = store.layouts[placed.layer], store.grid
     active = np.flatnonzero(bits)
-    places = placed.locations(layout)[:, active]
-    fidelities = bits[active].astype(np.int64)
+    places, fidelities = placed.locations(layout)[:, active], bits[active].astype(np.int64)
     first = np.array([[grid.first_row[name]] for name in grid.matrices])
-    tables = np.full((len(first), len(active), 10), -1, dtype=np.int64)
-    tables[..., 0] = fidelities
-    for plane in range(1, PLANES + 1):
-        at = layout.bits_offset(plane) + first * grid.row_length // 8
-        tables[..., plane] = np.where(fidelities >= plane, places[plane] + at, -1)
-    full = np.flatnonzero(fidelities == FULL)
-    tables[:, full, 1:] = -1
-    tables[:, full, 1] = places[FULL_PIECE, full] + first * grid.row_length * layout.full_itemsize
-    quantized = np.flatnonzero(fidelities != FULL)
+    tables = np.full((len(first), len(active)), -1, dtype=native.SLICE)  # a location of -1: not there
+    tables["fidelity"] = fidelities
+    full, quantized = np.flatnonzero(fidelities == FULL), np.flatnonzero(fidelities != FULL)
+    tables["full_weights"][:, full] = places[FULL_PIECE, full] + first * grid.row_length * layout.full_itemsize
     depths = fidelities[quantized]
-    planes = places[depths, quantized]
-    tables[:, quantized, 7] = planes + np.arange(len(first))[:, None] * 4 * 2**depths
+    for plane in range(1, PLANES + 1):
+        used = quantized[depths >= plane]
+        matrix_bits = layout.bits_offset(plane) + first * grid.row_length // 8
+        tables["planes"][:, used, plane - 1] = places[plane, used] + matrix_bits
+    highest_plane = places[depths, quantized]
+    tables["codebook"][:, quantized] = highest_plane + np.arange(len(first))[:, None] * 4 * 2**depths
     if store.index.has_scales:
         codebooks = np.array([layout.codebook_bytes(depth) for depth in depths], dtype=np.int64)
-        tables[:, quantized, 8] = planes + codebooks + 2 * first
-    tables[:, quantized, 9] = places[HEADER_PIECE, quantized]
+        tables["scales"][:, quantized] = highest_plane + codebooks + 2 * first
+    tables["outliers"][:, quantized] = places[HEADER_PIECE, quantized]
     return dict(zip(grid.matrices, tables))

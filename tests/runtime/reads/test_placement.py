@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sti_hf.planning import ExecutionPlan
 from sti_hf.runtime.buffers import LOCATION_SHIFT, PRELOAD, STAGING
-from sti_hf.runtime.placement import REQUEST_BYTES, Placement
+from sti_hf.runtime.reads.placement import REQUEST_BYTES, Placement
 from sti_hf.shards.layout import BLOCK
 from sti_hf.shards.store import ShardStore
 from tests.models import TASK_HEADS, tiny_model
@@ -29,29 +30,29 @@ def execute(
     """
     buffers = [np.zeros(placement.preload_bytes, np.uint8), np.zeros(placement.staging_bytes, np.uint8)]
     released, following, piece = 0, 0, 0
-    for group in range(len(placement.layers)):
+    for step in range(len(placement.layers)):
         due = []
-        while following < len(requests) and (requests[following, 4] <= group or order == "early"):
-            _, offset, length, target, of_group, wait_for, count = requests[following].tolist()
+        while following < len(requests) and (requests["step"][following] <= step or order == "early"):
+            _, offset, length, target, of_step, wait_for, count = requests[following].tolist()
             if wait_for > released:
-                assert of_group > group, "a layer waits for itself"
+                assert of_step > step, "a layer waits for itself"
                 break
             start = target & ((1 << LOCATION_SHIFT) - 1)
             data = np.frombuffer(raw[offset : offset + length].ljust(length, b"\0"), np.uint8)
             buffers[target >> LOCATION_SHIFT][start : start + length] = data
-            due += [(of_group, *row) for row in pieces[piece : piece + count].tolist()]
+            due += [(of_step, *row) for row in pieces[piece : piece + count].tolist()]
             following, piece = following + 1, piece + count
-        yield_group(placement, buffers, raw, group)
-        assert all(of_group >= group for of_group, *_ in due)
-        released = group + 1
+        check_step(placement, buffers, raw, step)
+        assert all(of_step >= step for of_step, *_ in due)
+        released = step + 1
     assert following == len(requests)
     assert piece == len(pieces)
     return buffers
 
 
-def yield_group(placement: Placement, buffers: list[np.ndarray], raw: bytes, group: int) -> None:
+def check_step(placement: Placement, buffers: list[np.ndarray], raw: bytes, step: int) -> None:
     """At the time a layer runs, every piece it needs must be where its location says."""
-    placed = placement.layers[group]
+    placed = placement.layers[step]
     layout = placement.store.layouts[placed.layer]
     places = placed.locations(layout)
     for kind, index in np.argwhere(placed.preloaded | placed.streamed):
@@ -74,20 +75,25 @@ def test_every_piece_is_in_place_when_its_layer_runs(
 ) -> None:
     plan = plan_of(store, random_bits(store, seed), preload, seed=seed, strategy=strategy)
     if strategy == "sti":
-        read = [int(store.layouts[layer].read_ranges(p)[:, 1].sum()) for layer, p in streamed(store, plan)]
+        read = [covered_bytes(store, layer, pieces) for layer, pieces in streamed(store, plan)]
         plan = plan_of(
             store, random_bits(store, seed), preload, seed=seed, staging_bytes=max(read) + spare, strategy=strategy
         )
     placement = Placement(store, plan)
     requests, pieces = placement.requests([placed.preloaded for placed in placement.layers])
-    assert requests[:, 2].sum() == plan.streamed_bytes + plan.preload_bytes
-    assert (requests[:, 2] <= REQUEST_BYTES).all()
-    assert (requests[:, 1:3] % BLOCK == 0).all()
+    assert requests["length"].sum() == plan.streamed_bytes + plan.preload_bytes
+    assert (requests["length"] <= REQUEST_BYTES).all()
+    assert (requests["offset"] % BLOCK == 0).all() and (requests["length"] % BLOCK == 0).all()
     assert len(pieces) == sum(int((p.preloaded | p.streamed).sum()) for p in placement.layers)
     execute(placement, store.layer_path(0).read_bytes(), requests, pieces, order)
 
 
-def streamed(store: ShardStore, plan) -> list[tuple[int, np.ndarray]]:
+def covered_bytes(store: ShardStore, layer: int, pieces: np.ndarray) -> int:
+    _, lengths = store.layouts[layer].read_ranges(pieces).T
+    return int(lengths.sum())
+
+
+def streamed(store: ShardStore, plan: ExecutionPlan) -> list[tuple[int, np.ndarray]]:
     needed = ((layer, store.layouts[layer].pieces_of(plan.bits[layer])) for layer in plan.layers)
     return [(layer, pieces & ~plan.preloaded_pieces[layer]) for layer, pieces in needed]
 
@@ -96,7 +102,7 @@ def test_a_filled_preload_buffer_is_not_read_again(store: ShardStore) -> None:
     plan = plan_of(store, random_bits(store, 3), 0.5)
     placement = Placement(store, plan)
     requests, _ = placement.requests([np.zeros_like(placed.preloaded) for placed in placement.layers])
-    assert set(requests[:, 3] >> LOCATION_SHIFT) == {STAGING}
-    assert requests[:, 2].sum() == plan.streamed_bytes
+    assert set(requests["target"] >> LOCATION_SHIFT) == {STAGING}
+    assert requests["length"].sum() == plan.streamed_bytes
     first, _ = placement.requests([placed.preloaded for placed in placement.layers])
-    assert set(first[:, 3] >> LOCATION_SHIFT) == {PRELOAD, STAGING}
+    assert set(first["target"] >> LOCATION_SHIFT) == {PRELOAD, STAGING}

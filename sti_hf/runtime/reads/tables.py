@@ -10,10 +10,38 @@ import torch
 from torch import Tensor
 
 from sti_hf import native
+from sti_hf.errors import SessionClosedError
 from sti_hf.shards.store import TABLES_FILE, ShardStore
 
 BLOCK_BYTES = 1 << 20
 """Size of the row blocks in which a whole table is streamed."""
+
+
+class Tables:
+    """The tables of a store, by name."""
+
+    def __init__(self, store: ShardStore, rate_limit: float = 0.0) -> None:
+        self._readers = {name: TableReader(store, name, rate_limit) for name in store.index.tables}
+
+    def __getitem__(self, name: str) -> TableReader:
+        """Raises `SessionClosedError` after `close`."""
+        if name not in self._readers:
+            raise SessionClosedError("This session is closed; load the model again with from_pretrained.")
+        return self._readers[name]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that were read of all tables."""
+        return sum(reader.bytes_read for reader in self._readers.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that are kept in memory."""
+        return sum(reader.resident_bytes for reader in self._readers.values())
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._readers = {}
 
 
 class TableReader:

@@ -1,0 +1,82 @@
+"""Files in the cache that can be made again: a cache that cannot be written to does not stop anybody."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sti_hf.integrations.store_cache import cache_home
+from sti_hf.shards.unfinished import unfinished_file
+
+_warned_of: set[Path] = set()
+_one_thread = threading.Lock()
+
+
+def keep_file(path: Path, content: str) -> bool:
+    """Writes a file of the cache whole, or not at all; returns whether it is there.
+
+    That the cache cannot be written to is one warning, the first time. Not synced to the disk, which would stand
+    before the first answer: whoever reads it must be able to tell that it is damaged, and make it again.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_file(path) as unfinished:
+            unfinished.write_text(content, encoding="utf-8")
+            unfinished.replace(path)
+    except OSError as error:
+        home = cache_home()
+        if home not in _warned_of:
+            _warned_of.add(home)
+            warnings.warn(
+                f"The cache {home} cannot be written to ({error.strerror or error}), so device profiles and plans are "
+                "made again by every process: set STI_HOME to a folder that can be written to.",
+                stacklevel=2,
+            )
+        return False
+    return True
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps all other threads and processes that ask for this folder waiting, until the end of the block.
+
+    The lock is the folder's own (`flock`): it ends with the process. Where that cannot be had, only threads wait.
+    """
+    with _one_thread:
+        lock = _lock(folder)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a child process may have it open too
+                os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        os.close(descriptor)
+        return None
+    except BaseException:  # interrupted while it waits
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _forget_other_threads() -> None:
+    global _one_thread
+    _one_thread = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_other_threads)

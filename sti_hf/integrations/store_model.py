@@ -1,0 +1,23 @@
+"""The model of a store, without weights of its own."""
+
+from __future__ import annotations
+
+import functools
+
+from transformers import AutoConfig, PreTrainedModel
+
+from sti_hf.integrations.building import build_model
+from sti_hf.integrations.model_classes import stock_class
+from sti_hf.integrations.structure import check_structure
+from sti_hf.runtime.session import STISession
+from sti_hf.shards.resident import read_resident
+from sti_hf.shards.store import ShardStore
+
+
+def load_model_on(store: ShardStore, session: STISession) -> PreTrainedModel:
+    """The store's model, as the class it was sharded from, running from `session`."""
+    config = AutoConfig.from_pretrained(store.path)
+    model_class = stock_class(config)
+    check_structure(model_class, config, store)
+    model, _ = build_model(model_class, config, session, functools.partial(read_resident, store))
+    return model

@@ -1,0 +1,168 @@
+"""StorePlanner: plans for a store on a device, kept in the cache."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedModel
+
+from sti_hf.architectures import get_architecture
+from sti_hf.config import DEFAULT_SEQ_LEN, STIConfig
+from sti_hf.errors import ConfigurationError
+from sti_hf.integrations.plan_cache import cached_plan, file_state
+from sti_hf.integrations.store_cache import cache_home
+from sti_hf.planning import (
+    DeviceProfile,
+    ExecutionPlan,
+    ImportanceProfile,
+    PlanRequest,
+    Workload,
+    make_plan,
+    predict_latency,
+)
+from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_path, read_profile, submodel_accuracy
+from sti_hf.planning.refinement import PLANE_FIDELITIES
+from sti_hf.runtime.blocks import working_weights
+from sti_hf.runtime.gemm import ComputePath
+from sti_hf.shards.store import INDEX_FILE, ShardStore, Table, store_defaults
+
+ELASTIC = "sti_elastic"
+"""Field of a checkpoint's config.json, and so of its store's: true where it was trained so that its parts keep its
+accuracy. `eval/train_elastic.py` writes it."""
+
+
+class StorePlanner:
+    """The `Planner` of a store on a profiled device, for models of a class (None: of the one that was sharded)."""
+
+    def __init__(
+        self, store: ShardStore, profile: DeviceProfile, model_class: type[PreTrainedModel] | None = None
+    ) -> None:
+        self.store, self.profile = store, profile
+        self._heads = _streamed_heads(store, model_class)
+        self._extra_seconds = sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in self._heads)
+        self._config: dict[str, Any] = json.loads((store.path / "config.json").read_text())
+
+    def plan(self, config: STIConfig, workload: Workload) -> ExecutionPlan:
+        """The plan for a configuration and a workload, from the cache, or made and put there.
+
+        Raises `ConfigurationError` where the configuration names a longer input than the model takes, and `PlanError`
+        where its memory budget is too small.
+        """
+        importance = importance_name(self.store, config)
+        key = {
+            "store": [self.store.index.fingerprint, file_state(self.store.path / INDEX_FILE)],
+            "importance": file_state(profile_path(self.store, importance)) if importance else None,
+            "profile": self.profile.to_json(),
+            "config": config.to_dict(),
+            "elastic": self.is_elastic,
+            "workload": [workload.tokens, workload.batch],
+            "heads": [table.offset for table in self._heads],
+        }
+        return cached_plan(cache_home() / "plans", key, lambda: make_plan(self.request(config, workload)))
+
+    def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """Predicted seconds of a plan's forward, its preload buffer filled, with another workload than its own."""
+        return predict_latency(self._bare_request(plan.target_latency, plan.preload_budget, workload), plan)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the store's checkpoint was trained so that its parts keep its accuracy."""
+        return self._config.get(ELASTIC) is True
+
+    def request(self, config: STIConfig, workload: Workload) -> PlanRequest:
+        """Everything that the plan for a configuration and a workload depends on."""
+        self._check_length(config)
+        importance, accuracy = _importance(self.store, config)
+        elastic = config.submodels == "measured" and self.is_elastic
+        return self._bare_request(config.target_latency, config.preload_budget, workload).changed(
+            strategy=config.strategy,
+            fidelity=config.fidelity,
+            allocator=config.allocator,
+            importance=importance,
+            submodels="any" if elastic else config.submodels,
+            submodel_accuracy=accuracy,
+            max_loss=config.max_loss,
+            staging_budget=config.staging_budget,
+            memory_budget=config.memory_budget,
+            fidelities=PLANE_FIDELITIES if config.refine else (),
+        )
+
+    def _bare_request(self, target_latency: float, preload_budget: int, workload: Workload) -> PlanRequest:
+        store, grid = self.store, self.store.grid
+        dtype = ComputePath(self.profile.compute_dtype, self.profile.gemm).torch_dtype
+        return PlanRequest(
+            store.layouts,
+            self.profile,
+            target_latency,
+            preload_budget,
+            workload,
+            row_bytes=store.row_bytes,
+            position_bytes=store.position_bytes(workload.tokens),
+            extra_seconds=self._extra_seconds,
+            working_bytes=tuple(
+                working_weights(grid, width, dtype) * dtype.itemsize for width in range(1, grid.slices + 1)
+            ),
+        )
+
+    def _check_length(self, config: STIConfig) -> None:
+        # The default is no wish: models that take less are planned for it all the same.
+        if config.seq_len <= DEFAULT_SEQ_LEN:
+            return
+        own = AutoConfig.from_pretrained(self.store.path)
+        longest = get_architecture(own).longest_input(own)
+        if config.seq_len > longest:
+            raise ConfigurationError(
+                f"seq_len is {config.seq_len}, and the longest input of this model has {longest} tokens."
+            )
+
+
+def plan_store(
+    store: ShardStore,
+    profile: DeviceProfile,
+    config: STIConfig,
+    workload: Workload,
+    model_class: type[PreTrainedModel] | None = None,
+) -> ExecutionPlan:
+    """The plan of a `StorePlanner`, made anew."""
+    return make_plan(StorePlanner(store, profile, model_class).request(config, workload))
+
+
+def _importance(store: ShardStore, config: STIConfig) -> tuple[ImportanceProfile | None, dict[tuple[int, int], float]]:
+    """The importance profile to plan with, None for the default order, and the accuracy of submodels, as far as that
+    was measured."""
+    name = importance_name(store, config)
+    if name is None:
+        return None, {}
+    path = profile_path(store, name)
+    return _read_importance(store, name, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+def importance_name(store: ShardStore, config: STIConfig) -> str | None:
+    """The importance profile that a configuration, or else the store, names; None for the default order."""
+    if config.strategy != "sti":
+        return None
+    name = config.importance or store_defaults(store.path).get("importance") or DEFAULT_ORDER
+    return None if name == DEFAULT_ORDER else name
+
+
+@functools.lru_cache(maxsize=4)
+def _read_importance(
+    store: ShardStore, name: str, changed: int
+) -> tuple[ImportanceProfile, dict[tuple[int, int], float]]:
+    """Plans of many lengths are made with one profile: it is read once, unless its file has `changed`."""
+    profile, facts = read_profile(store, name)
+    return profile, submodel_accuracy(store, facts)
+
+
+def _streamed_heads(store: ShardStore, model_class: type[PreTrainedModel] | None) -> list[Table]:
+    """The tables that a forward streams for its head over the vocabulary. Only classes with such a head can tie it."""
+    if model_class is None:
+        return [table for table in store.index.tables.values() if table.decoders]
+    tied = getattr(model_class, "_tied_weights_keys", None) or {}
+    return [
+        table
+        for table in store.index.tables.values()
+        if any(f"{decoder}.weight" in tied for decoder in table.decoders)
+    ]

@@ -1,0 +1,35 @@
+"""What a session needs of planning."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from sti_hf.planning.plan import ExecutionPlan
+from sti_hf.planning.workload import Workload
+
+
+class Planner(Protocol):
+    """Makes the plans of one store on one device."""
+
+    def plan(self, config: Any, workload: Workload) -> ExecutionPlan:
+        """The plan of an `STIConfig` for a workload, whether it keeps T or not (`ExecutionPlan.feasible`)."""
+        ...
+
+    def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """Predicted seconds of a plan's forward, on a filled preload buffer, with another workload than its own."""
+        ...
+
+
+class OnePlan:
+    """A `Planner` that knows one plan, which is made already, and predicts its own latency for whatever it runs."""
+
+    def __init__(self, plan: ExecutionPlan) -> None:
+        self._plan = plan
+
+    def plan(self, config: Any, workload: Workload) -> ExecutionPlan:
+        """That plan."""
+        return self._plan
+
+    def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """The plan's own prediction."""
+        return plan.predicted_latency

@@ -1,0 +1,131 @@
+"""What runs a model's inferences: one at a time, each from a plan that was made ready completely."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sti_hf.architectures import Architecture
+from sti_hf.errors import UnsupportedUseError
+from sti_hf.planning import ExecutionPlan, Workload
+from sti_hf.runtime.guard import Guard
+from sti_hf.runtime.inference import Inference
+from sti_hf.runtime.plan_book import PlanBook
+from sti_hf.runtime.prepared import PreparedPlan
+from sti_hf.runtime.reads.streamer import ShardStreamer
+from sti_hf.runtime.reads.tables import Tables
+from sti_hf.runtime.timeline import RunTimeline
+from sti_hf.runtime.watch import Watch
+
+
+class Engine:
+    """Plans, reading and inferences of one model. `last_run` is the last inference that ended."""
+
+    def __init__(self, architecture: Architecture, book: PlanBook, streamer: ShardStreamer, tables: Tables) -> None:
+        self.architecture, self.book, self.streamer, self.tables = architecture, book, streamer, tables
+        self.guard = Guard(streamer.after_fork)
+        self.last_run: RunTimeline | None = None
+        self._watch = Watch()
+        self._inference: Inference | None = None
+        self._most_buffered = 0
+        self._note_buffers(streamer.prepared)
+
+    @property
+    def current(self) -> Inference | None:
+        """The inference that this thread of this process runs. One that a thread of a parent process ran is gone."""
+        inference = self._inference
+        return inference if inference is not None and inference.is_of_this_thread() else None
+
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """A turn of this thread; gives whether it runs no inference in it yet."""
+        with self.guard.turn() as outermost:
+            if outermost:
+                self._inference = None  # one may be left whose end was interrupted
+            yield self.current is None
+
+    @contextmanager
+    def inference(self, workload: Workload, submodel: tuple[int, int] | None) -> Iterator[Inference]:
+        """One inference, by the plan for this work and, where one is given, this submodel (n, m). In a turn."""
+        if self.current is not None:
+            raise UnsupportedUseError("The model was called from inside its own forward: call it before or after.")
+        begun = time.perf_counter()
+        plan = self.book.plan_for(workload.tokens, submodel)
+        self._adopt(plan, self.book)
+        inference = Inference(self.architecture, self.streamer, workload, begun, self.tables.bytes_read)
+        try:
+            self._inference = inference
+            yield inference
+        finally:
+            self._inference = None
+            inference.end()
+        if inference.finished:
+            filling = self.streamer.fills_preload
+            predicted = plan.first_latency if filling else self.book.predicted(plan, workload)
+            self.last_run = inference.timeline(self.tables.bytes_read, predicted)
+
+    def note_total(self, seconds: float) -> None:
+        """Takes note of what the model's whole forward took around the last inference."""
+        if self.last_run is not None:
+            self.last_run = dataclasses.replace(self.last_run, total=seconds)
+            self._watch.note(self.last_run)
+
+    @contextmanager
+    def quiet_turn(self) -> Iterator[None]:
+        """A turn of this thread, outside of any inference."""
+        with self.turn() as idle:
+            if not idle:
+                raise UnsupportedUseError("A plan cannot be changed while the model runs: do it after the forward.")
+            yield
+
+    def prefetch(self) -> None:
+        """Starts reading for the next inference, unless one is running."""
+        with self.turn() as idle:
+            if idle:
+                self.streamer.start()
+
+    def rebook(self, book: PlanBook) -> None:
+        """Plans by another book from now on, and makes ready its first plan; completely, or not at all."""
+        self._adopt(book.first, book)
+        self.book = book
+
+    def buffer_sizes(self) -> dict[str, int]:
+        """Bytes of each buffer."""
+        return self.streamer.prepared.sizes()
+
+    @property
+    def most_buffered(self) -> int:
+        """The most bytes that the buffers ever had."""
+        return self._most_buffered
+
+    def close(self) -> None:
+        """Stops reading and gives back memory, threads and files; nothing runs any more."""
+        self.guard.close(self._give_back)
+
+    def _adopt(self, plan: ExecutionPlan, book: PlanBook) -> None:
+        """Makes a plan of a book the one that runs: it is built completely, and then takes the place of the last."""
+        streamer = self.streamer
+        before = streamer.prepared
+        if plan is before.plan:
+            return
+        streamer.stop()
+        prepared = PreparedPlan(
+            before.store,
+            plan,
+            before.path,
+            wanted=book.wanted(plan),
+            staging_budget=book.config.staging_budget,
+            before=before,
+        )
+        self._note_buffers(prepared)
+        streamer.adopt(prepared)
+
+    def _note_buffers(self, prepared: PreparedPlan) -> None:
+        self._most_buffered = max(self._most_buffered, sum(prepared.sizes().values()))
+
+    def _give_back(self) -> None:
+        self.streamer.close()
+        self.streamer.prepared.give_back()
+        self.tables.close()

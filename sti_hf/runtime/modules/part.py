@@ -1,0 +1,16 @@
+"""What all modules have in common that run from a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sti_hf.errors import UnsupportedUseError
+
+
+class StoredPart:
+    """A part of a model that runs from its store: it is nothing without the model."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedUseError(
+            "A part of a model that runs from its store cannot be copied or pickled by itself: copy the model."
+        )

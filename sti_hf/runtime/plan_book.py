@@ -1,0 +1,106 @@
+"""The plans of a session: one for every length of input, made when it first comes."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+
+from sti_hf.config import STIConfig
+from sti_hf.errors import InfeasibleLatencyError, UnsupportedUseError
+from sti_hf.planning import ExecutionPlan, Planner, Workload, missed_target
+from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
+
+PREDICTIONS = 1000
+"""How many are kept, so that each is made once."""
+
+
+class PlanBook:
+    """Plans of one configuration. What stands beside a text in a batch does not change its plan.
+
+    `first` is the plan for the length that the configuration names. Raises `InfeasibleLatencyError` where that misses
+    T and the configuration is strict; else it is a warning.
+    """
+
+    def __init__(self, planner: Planner, config: STIConfig, tokens: int | None = None) -> None:
+        self.planner, self.config = planner, config
+        self._plans: dict[int, ExecutionPlan] = {}
+        self._pinned: ExecutionPlan | None = None
+        self._predicted: dict[tuple[ExecutionPlan, Workload], float] = {}
+        self._announced_smaller = False
+        self.first = self._planned(tokens or config.seq_len)
+
+    def replanned(self, config: STIConfig, tokens: int) -> PlanBook:
+        """A book of plans for another configuration, whose first plan is for so many tokens."""
+        return PlanBook(self.planner, config, tokens)
+
+    def pinned(self, plan: ExecutionPlan) -> PlanBook:
+        """A book with this plan alone, whatever the number of tokens."""
+        book = copy.copy(self)
+        book.first = book._pinned = plan
+        return book
+
+    def plan_for(self, tokens: int, submodel: tuple[int, int] | None = None) -> ExecutionPlan:
+        """The plan for sequences of so many tokens, of this submodel (n, m) where one is asked for.
+
+        Raises `UnsupportedUseError` where no plan has that submodel: a cache was made under another configuration.
+        """
+        plan = self._pinned or (self.first if self.config.fixed_plan else self._planned(tokens))
+        if submodel is None or submodel == plan.submodel:
+            return plan
+        for other in self._plans.values():
+            if self._pinned is None and other.submodel == submodel:
+                return other
+        n, m = submodel
+        raise UnsupportedUseError(
+            f"The key/value cache was made by a submodel of {n} x {m}, and the plans of this session run "
+            f"{plan.submodel[0]} x {plan.submodel[1]}: begin the text anew, without that cache."
+        )
+
+    def predicted(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """Seconds that a plan is predicted to take for some work, its preload buffer filled."""
+        key = plan, workload
+        if key not in self._predicted:
+            if len(self._predicted) >= PREDICTIONS:
+                self._predicted.clear()
+            self._predicted[key] = self.planner.latency(plan, workload)
+        return self._predicted[key]
+
+    def wanted(self, plan: ExecutionPlan) -> np.ndarray | None:
+        """int64 `[N, M]`: the fidelities to read up to where there is time; None where runs are not refined."""
+        if not (self.config.refine and can_refine(plan)):
+            return None
+        if plan is self._pinned:
+            return plan.bits
+        longer = self.config.replaced(target_latency=LONGER * self.config.target_latency)
+        return wanted_bits(plan, self.planner.plan(longer, plan.workload))
+
+    def _planned(self, tokens: int) -> ExecutionPlan:
+        bucket = Workload.bucket(tokens)
+        if bucket not in self._plans:
+            plan = self.planner.plan(self.config, Workload(bucket, self.config.batch_size))
+            self._announce(plan)
+            self._plans[bucket] = plan
+        return self._plans[bucket]
+
+    def _announce(self, plan: ExecutionPlan) -> None:
+        """Says what a user would not expect of a plan."""
+        if not plan.feasible:
+            message = missed_target(plan)
+            if self.config.strict:
+                raise InfeasibleLatencyError(message)
+            warnings.warn(message + " It runs all the same.", stacklevel=2)
+        first = next(iter(self._plans.values()), plan)
+        if not self._announced_smaller and any(now < then for now, then in zip(plan.submodel, first.submodel)):
+            self._announced_smaller = True
+            warnings.warn(
+                f"Texts of {plan.workload.tokens} tokens run a submodel of {_text(plan)}, smaller than the "
+                f"{_text(first)} of {first.workload.tokens} tokens: ask for a longer target_latency, or for "
+                "fixed_plan=True.",
+                stacklevel=2,
+            )
+
+
+def _text(plan: ExecutionPlan) -> str:
+    return f"{plan.submodel[0]} x {plan.submodel[1]}"
