@@ -149,7 +149,7 @@ def test_a_latency_that_cannot_be_met(sti: Sti, store: Path) -> None:
     strict = sti("plan", store, "--target-latency", "10us", "--strict")
     assert strict.status == 2
     assert strict.out == ""
-    assert "No plan meets" in strict.err
+    assert "No plan of 128 tokens meets the target latency" in strict.err
 
 
 # sti run

@@ -6,12 +6,12 @@ import argparse
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from sti_hf.architectures import get_architecture
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_json, sti_config
 from sti_hf.config import STIConfig
 from sti_hf.drawing import draw_run, terminal
 from sti_hf.errors import InputError
 from sti_hf.integrations.model_classes import bare_class, stock_class
-from sti_hf.profiling.examples import longest_input
 from sti_hf.shards.store import ShardStore
 
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ def run(options: argparse.Namespace) -> int:
     config = AutoConfig.from_pretrained(options.store)
     task = _task(config)
     tokens = [_tokens(tokenizer, task, text) for text in options.texts]
+    longest = get_architecture(config).longest_input(config)
+    if max(tokens) > longest:
+        raise InputError(f"A text has {max(tokens)} tokens, and this model takes {longest}; shorten it.")
     if options.seq_len is None:
-        chosen = chosen.replaced(seq_len=min(max(tokens), config.max_position_embeddings))
+        chosen = chosen.replaced(seq_len=max(tokens))
     measured_profile(options, store, chosen.compute_dtype)
     # Not by the pipeline, which would answer an error with another class of models.
     model = _load(store, task, config, chosen)
     try:
-        longest = longest_input(model)
-        if max(tokens) > longest:
-            raise InputError(f"A text has {max(tokens)} tokens, and this model takes {longest}; shorten it.")
         pipe = build_pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
         answers = [_answer(pipe, text) for text in options.texts]
         if options.json:

@@ -53,7 +53,7 @@ def test_a_part_of_what_is_stored(stored: Any, asked: Any, arguments: dict[str, 
     store = store_of(stored, tmp_path)
     stock, expected = asked.from_pretrained(tmp_path / "model", output_loading_info=True, **arguments)
     model, info = asked.from_pretrained(store, sti_config=STOCK, output_loading_info=True, **arguments)
-    assert type(model) is asked
+    assert isinstance(model, asked)
     assert {**info, "unexpected_keys": None} == {**expected, "unexpected_keys": None}
     assert info["unexpected_keys"] == expected["unexpected_keys"] - {
         "cls.predictions.decoder.weight",  # tied: the store has it once

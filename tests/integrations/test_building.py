@@ -23,7 +23,8 @@ HEADS = sorted(
 )
 LOADERS_OWN = {"_is_hf_initialized", "_use_kernels", "_weight_conversions"}
 """What Transformers' loader notes of its own work: what it has set, no kernels (the default), names for saving."""
-OWN = {"sti", "forward"}
+OWN = {"sti", "_sti_forwards"}
+"""What is a model's that runs from its store."""
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Any]:

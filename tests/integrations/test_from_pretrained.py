@@ -48,7 +48,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor] = INPUTS, **options: Any
 
 def check_like_stock(model: Any, stock: PreTrainedModel, **options: Any) -> None:
     inputs = tiny_inputs(stock)
-    assert type(model) is type(stock)
+    assert isinstance(model, type(stock))
     assert not model.training
     assert difference(outputs(model, inputs, **options), outputs(stock, inputs, **options)) < 1e-5
     model.sti.close()

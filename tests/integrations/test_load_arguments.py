@@ -34,7 +34,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor] = INPUTS, **options: Any
 
 def check_like_stock(model: Any, stock: PreTrainedModel) -> None:
     inputs = tiny_inputs(stock)
-    assert type(model) is type(stock)
+    assert isinstance(model, type(stock))
     assert difference(outputs(model, inputs), outputs(stock, inputs)) < 1e-5
     model.sti.close()
 

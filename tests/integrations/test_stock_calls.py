@@ -135,7 +135,8 @@ class Renaming(BertModel):
 def test_a_class_that_overrides_from_pretrained(classifier: Path) -> None:
     stock = Renaming.from_pretrained(classifier)
     model = Renaming.from_pretrained(classifier, sti_config=STOCK)
-    assert (type(model), model.source) == (type(stock), stock.source)
+    assert isinstance(model, Renaming)
+    assert model.source == stock.source
     assert not hasattr(stock, "sti")
     assert torch.allclose(model(**INPUTS)[0], stock(**INPUTS)[0], atol=1e-5)
     model.sti.close()
