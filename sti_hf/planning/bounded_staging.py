@@ -38,7 +38,7 @@ def _shorter_aims(submodel: Submodel, importance: ImportanceProfile, allocator: 
     """Plans that keep T, allocated for shorter ones."""
     request = submodel.request
     low, high = submodel.latency(submodel.uniform(request.lowest)), request.target_latency
-    found = []
+    found: list[ExecutionPlan] = []
     for _ in range(AIMS):
         middle = (low + high) / 2
         aimed = Submodel(request.changed(target_latency=middle), submodel.depth, submodel.width)
