@@ -91,13 +91,15 @@ def test_latency_of_a_plan(store: ShardStore) -> None:
     assert planner.latency(plan, Workload(64, 8)) > plan.predicted_latency > planner.latency(plan, Workload(16))
 
 
-def test_a_memory_budget_is_kept_by_what_runs(store: ShardStore) -> None:
-    request = planner_of(store).request(STIConfig(memory_budget=0), Workload(16))
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_memory_budget_is_kept_by_what_runs(store: ShardStore, refine: bool) -> None:
+    request = planner_of(store).request(STIConfig(memory_budget=0, refine=refine), Workload(16))
     with pytest.raises(PlanError, match="too small") as no:
         make_plan(request)
     least = int(str(no.value).split("need ")[1].split()[0])
     for budget in (least, 2 * least, 100 * least):
-        session = open_session(store, STIConfig(memory_budget=budget, preload_budget="1MB", seq_len=16))
+        config = STIConfig(memory_budget=budget, preload_budget="1MB", seq_len=16, refine=refine)
+        session = open_session(store, config)
         model = load_model_on(store, session)
         model(**tiny_inputs(model))
         memory = session.memory()
