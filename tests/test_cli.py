@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers import (
-    AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -19,10 +17,9 @@ from transformers import (
     pipeline,
 )
 
-from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, shard_checkpoint
+from sti_hf import DeviceProfile, ShardStore, shard_checkpoint
 from sti_hf.integrations.device_profiles import device_profile_path
 from sti_hf.integrations.tokenizer import TOKENIZER_FILES
-from sti_hf.planning import Workload
 from sti_hf.profiling.device import MeasuredDevice
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Result, Sti, done
@@ -98,58 +95,6 @@ def test_profile_device_measures_every_time(sti: Sti, store: Path, monkeypatch: 
     for _ in range(2):
         done(sti("profile-device", store))
     assert len(calls) == 2
-
-
-# sti plan
-
-
-def test_plan(sti: Sti, store: Path) -> None:
-    shown = done(sti("plan", store, "--target-latency", "5ms", "--preload-budget", "4KB")).out
-    assert "T = 5 ms" in shown
-    assert max(map(len, shown.splitlines())) <= 100
-    assert "\x1b" not in shown, "no colours where there is no terminal"
-    for layer in range(3):
-        assert f"layer {layer}" in shown
-
-
-def test_plan_is_what_runs(sti: Sti, store: Path) -> None:
-    options = {"target_latency": "8ms", "preload_budget": "9kB"}
-    printed = done(sti("plan", store, "--target-latency", "8ms", "--preload-budget", "9kB", "--json")).out
-    plan = ExecutionPlan.from_json(printed)
-    assert (plan.target_latency, plan.preload_budget) == (0.008, 9000)
-    model = AutoModelForSequenceClassification.from_pretrained(store, sti_config=options)
-    assert json.loads(printed) == json.loads(model.sti.plan.to_json())
-    model.sti.close()
-
-
-def test_options_of_plan(sti: Sti, store: Path) -> None:
-    def planned(*options: Any) -> ExecutionPlan:
-        return ExecutionPlan.from_json(done(sti("plan", store, "--json", *options)).out)
-
-    assert planned().target_latency == 0.2
-    assert planned("--seq-len", 33).workload == Workload(64)
-    assert planned("--allocator", "two_pass").allocator == "two_pass"
-    baseline = planned("--strategy", "std_pipeline", "--fidelity", 4)
-    assert (baseline.strategy, set(baseline.bits.ravel())) == ("std_pipeline", {4})
-
-
-def test_a_stores_own_defaults(sti: Sti, store: Path, tmp_path: Path) -> None:
-    mine = shutil.copytree(store, tmp_path / "mine")
-    config = json.loads((mine / "config.json").read_text())
-    config["quantization_config"]["target_latency"] = "77ms"
-    (mine / "config.json").write_text(json.dumps(config))
-    assert done(sti("plan", mine, "--json")).json["target_latency"] == 0.077
-    assert done(sti("plan", mine, "--json", "--target-latency", "5ms")).json["target_latency"] == 0.005
-
-
-def test_a_latency_that_cannot_be_met(sti: Sti, store: Path) -> None:
-    shown = done(sti("plan", store, "--target-latency", "1us"))
-    assert "No plan keeps T: this is the fastest." in shown.out
-    assert done(sti("plan", store, "--target-latency", "1us", "--json")).json["feasible"] is False
-    strict = sti("plan", store, "--target-latency", "10us", "--strict")
-    assert strict.status == 2
-    assert strict.out == ""
-    assert "No plan of 128 tokens meets the target latency" in strict.err
 
 
 # sti run

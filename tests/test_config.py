@@ -41,6 +41,16 @@ def test_sizes(value: int | str, size: int) -> None:
         ({"allocator": "greedy"}, "allocator must be one of"),
         ({"compute_dtype": "int8"}, "compute_dtype must be one of"),
         ({"seq_len": 0}, "seq_len must be"),
+        ({"seq_len": 1.5}, "seq_len must be"),
+        ({"batch_size": 0}, "batch_size must be a number of sequences of at least 1"),
+        ({"batch_size": True}, "batch_size must be"),
+        ({"fixed_plan": 1}, "fixed_plan must be True or False"),
+        ({"strict": "yes"}, "strict must be True or False"),
+        ({"submodels": "all"}, "submodels must be one of measured, any, none"),
+        ({"max_loss": -1}, "max_loss must be a number of points, 0 to 100"),
+        ({"max_loss": "2"}, "max_loss must be a number of points"),
+        ({"max_loss": float("nan")}, "max_loss must be a number of points"),
+        ({"memory_budget": "lots"}, "memory_budget must be a number of bytes"),
         ({"refine": "yes"}, "refine must be True or False"),
         ({"refine": True, "strategy": "std_pipeline", "fidelity": 3}, "refine is for strategy 'sti'"),
         ({"quantizer": "nope"}, "no quantizer 'nope'"),
@@ -61,7 +71,11 @@ def test_a_dictionary_will_do() -> None:
 
 
 def test_round_trips() -> None:
-    config = STIConfig(target_latency=0.3, preload_budget="5MB", strategy="preload", fidelity=4)
+    config = STIConfig(
+        target_latency=0.3, preload_budget="5MB", strategy="preload", fidelity=4, memory_budget="1GB", batch_size=8
+    )
+    assert (config.memory_budget, config.batch_size, config.fixed_plan) == (10**9, 8, False)
+    assert (STIConfig().submodels, STIConfig().max_loss, STIConfig().memory_budget) == ("measured", 2.0, None)
     assert STIConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
     assert copy.deepcopy(config).to_dict() == config.to_dict()
     assert config.replaced(target_latency="1s").target_latency == 1.0

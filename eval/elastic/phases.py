@@ -18,6 +18,7 @@ from eval.elastic.importance import first_order_importance
 from eval.elastic.rewire import rewire
 from eval.elastic.task_loss import labelled_loss
 from eval.elastic.trainer import ElasticTrainer
+from sti_hf.integrations.store_planner import ELASTIC
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import Examples, tokenize
 from sti_hf.shards.whole import whole_or_absent
@@ -88,6 +89,7 @@ class Phases:
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
         if trainer.is_world_process_zero():
+            setattr(student.config, ELASTIC, True)  # its parts keep its accuracy: the planner may run any of them
             self._save(student, folder, trainer)
             shutil.rmtree(checkpoints)
         self.state.wait_for_everyone()

@@ -22,6 +22,9 @@ STEPS = 12
 SOONEST = 1e-6
 """Seconds in which nothing can be answered: asked for this, the planner gives the fastest plan there is."""
 
+BISECTIONS = 6
+"""Plans by which the shortest T is found that submodels of measured accuracy keep."""
+
 _TIGHT, _AMPLE = 0.9, 1.05
 
 
@@ -60,13 +63,28 @@ def choose_latencies(plan: Plan, config: STIConfig) -> tuple[float, ...]:
     and more of the model runs, and those at which all shards rise from the lowest fidelity to 6 bits, above which
     nothing was measured to be won. Rounded to three digits; T of `config` is one of them."""
     without_buffer = config.replaced(preload_budget=0)
-    fastest = plan(without_buffer.replaced(target_latency=SOONEST)).predicted_latency
+    fastest = _shortest_kept(plan, without_buffer)
     lowest, highest = (
         plan(without_buffer.replaced(strategy="std_pipeline", fidelity=bits)).predicted_latency
         for bits in (FIDELITIES[0], PLANES)
     )
     steps = [_TIGHT * fastest, *np.geomspace(fastest, lowest, STEPS), *np.geomspace(lowest, _AMPLE * highest, STEPS)]
     return tuple(sorted({float(f"{step:.2e}") for step in steps} | {config.target_latency}))
+
+
+def _shortest_kept(plan: Plan, config: STIConfig) -> float:
+    """About the shortest T that is kept by the submodels that may run, seconds."""
+    too_short, kept = (
+        plan(config.replaced(target_latency=SOONEST, submodels=rule)).predicted_latency
+        for rule in ("any", config.submodels)
+    )
+    for _ in range(BISECTIONS if too_short < kept else 0):
+        middle = (too_short + kept) / 2
+        if plan(config.replaced(target_latency=middle)).feasible:
+            kept = middle
+        else:
+            too_short = middle
+    return kept
 
 
 def choose_budgets(store: ShardStore, config: STIConfig) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from sti_hf.reporting.plan_grid import PlanGrid, choose_budgets, choose_latencie
 from sti_hf.reporting.runs import chosen_plans, telling_plan
 from tests.integrations.checkpoints import DEVICE
 
-CONFIG = STIConfig(target_latency=0.0123, preload_budget=7777)
+CONFIG = STIConfig(target_latency=0.0123, preload_budget=7777, submodels="any")
 
 
 @pytest.fixture(scope="module")

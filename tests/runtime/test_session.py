@@ -132,11 +132,6 @@ def test_plans_are_kept_per_token_bucket(store: ShardStore) -> None:
     model.sti.close()
 
 
-@pytest.mark.parametrize(("tokens", "bucket"), [(1, 16), (16, 16), (17, 32), (128, 128), (129, 256)])
-def test_buckets(tokens: int, bucket: int) -> None:
-    assert Workload.bucket(tokens) == bucket
-
-
 def test_a_latency_that_cannot_be_met_warns_once_or_raises(store: ShardStore) -> None:
     with pytest.warns(
         UserWarning, match=r"meets the target latency of 1 ms: the fastest, a submodel of 1 x 1, takes about \d+ ms"
