@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PASSES = 3
-ROUNDS = 4
+ROUNDS = 3
 """In which points are measured again, at most."""
 
 TOLERANCE = 0.25

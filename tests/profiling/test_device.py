@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from transformers import (
-    AutoModel,
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForSequenceClassification,
@@ -16,20 +14,17 @@ from transformers import (
     MPNetModel,
     RobertaForSequenceClassification,
 )
-from transformers.utils import logging
 
 from sti_hf import DeviceProfile, ShardStore
 from sti_hf.config import COMPUTE_DTYPES
-from sti_hf.integrations import session
-from sti_hf.integrations.session import device_profile, device_profile_path, load_model_on
-from sti_hf.integrations.store_cache import cache_home
-from sti_hf.profiling import device
-from sti_hf.profiling.device import STEPS, TOKENS, measure_device
+from sti_hf.integrations.store_model import load_model_on
+from sti_hf.profiling import reads
+from sti_hf.profiling.device import STEPS, measure_device
+from sti_hf.profiling.runner import TOKENS
 from sti_hf.runtime.gemm import GEMMS
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.sharding import write_store
-from tests.integrations.checkpoints import DEVICE
 from tests.models import tiny_model
 
 
@@ -43,28 +38,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ShardStore:
     return store_of(BertForSequenceClassification, tmp_path_factory.mktemp("stores") / "store")
 
 
-@pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache without profiles."""
-    monkeypatch.setenv("STI_HOME", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The compute dtype of every measurement that is asked for; none is made."""
-    calls: list[str] = []
-
-    def measure(store: ShardStore, load: Any, *, compute_dtype: str, **options: Any) -> DeviceProfile:
-        calls.append(compute_dtype)
-        return DEVICE
-
-    monkeypatch.setattr(session, "measure_device", measure)
-    return calls
-
-
 def measure(store: ShardStore, **options: Any) -> DeviceProfile:
-    return measure_device(store, lambda running: load_model_on(store, running), **options)
+    return measure_device(store, lambda running: load_model_on(store, running), **options).profile
 
 
 def check(profile: DeviceProfile, store: ShardStore) -> None:
@@ -80,6 +55,9 @@ def check(profile: DeviceProfile, store: ShardStore) -> None:
     assert tuple(profile.decompress_seconds) == store.fidelities
     assert profile.widths[-1] == store.grid.slices
     assert profile.gemm in GEMMS
+    layers = np.array(profile.layer_seconds)
+    assert (np.diff(layers, axis=0) >= 0).all()
+    assert (np.diff(layers, axis=1) >= 0).all()
     assert DeviceProfile.from_json(profile.to_json()) == profile
 
 
@@ -134,7 +112,7 @@ def test_a_head_over_the_vocabulary_is_not_measured(tmp_path: Path, monkeypatch:
 
 
 def test_paced_reading_is_measured_as_such(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "SUSTAINED_SECONDS", 0.2)
+    monkeypatch.setattr(reads, "SUSTAINED_SECONDS", 0.2)
     profile = measure(store, compute_dtype="float32", rate_limit=5e6)
     assert profile.bytes_per_second < 7e6
 
@@ -151,72 +129,3 @@ def test_sessions_are_closed(store: ShardStore, monkeypatch: pytest.MonkeyPatch)
     for running in opened:
         with pytest.raises(RuntimeError, match="closed"):
             running.prefetch()
-
-
-# The cache of profiles.
-
-
-def test_made_on_first_use_and_kept(store: ShardStore, own_home: Path, measured: list[str]) -> None:
-    path = device_profile_path(store, "float32")
-    assert path.parent == cache_home() / "profiles" == own_home / "profiles"
-    assert not path.exists()
-    for _ in range(2):
-        assert device_profile(store, "float32") == DEVICE
-    assert measured == ["float32"]
-    assert DeviceProfile.from_json(path.read_text()) == DEVICE
-    assert list(own_home.rglob("*")) == [path.parent, path], "no temporary file is left"
-
-
-def test_measured_again_on_demand(store: ShardStore, own_home: Path, measured: list[str]) -> None:
-    path = device_profile_path(store, "float32")
-    path.parent.mkdir()
-    path.write_text(DeviceProfile(**{**asdict(DEVICE), "bytes_per_second": 5.0}).to_json())
-    assert device_profile(store, "float32").bytes_per_second == 5.0
-    assert device_profile(store, "float32", measure=True) == DEVICE
-    assert device_profile(store, "float32") == DEVICE
-    assert measured == ["float32"]
-
-
-def test_one_profile_for_every_dtype_store_and_rate(
-    store: ShardStore, own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = store_of(BertModel, tmp_path / "other")
-    paths = {device_profile_path(each, dtype) for each in (store, other) for dtype in COMPUTE_DTYPES}
-    monkeypatch.setenv("STI_READ_RATE", "1e8")
-    paths.add(device_profile_path(store, "auto"))
-    assert len(paths) == 7
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 99}', DEVICE.to_json().replace("1e-05", "-1")])
-def test_a_damaged_profile_is_measured_again(
-    store: ShardStore, own_home: Path, measured: list[str], content: str
-) -> None:
-    path = device_profile_path(store, "auto")
-    path.parent.mkdir()
-    path.write_text(content)
-    with pytest.warns(UserWarning, match=rf"{path} is measured again: This is not a device profile"):
-        assert device_profile(store) == DEVICE
-    assert measured == ["auto"]
-    assert DeviceProfile.from_json(path.read_text()) == DEVICE
-
-
-def test_from_pretrained_profiles_on_first_use(
-    store: ShardStore, own_home: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    bars = []
-    logging.enable_progress_bar()
-    for _ in range(2):
-        AutoModel.from_pretrained(store.path, sti_config={"compute_dtype": "float32"}).sti.close()
-        bars.append(capfd.readouterr().err)
-    assert device_profile_path(store, "float32").exists()
-    assert "Profiling this device" in bars[0]
-    assert "Profiling this device" not in bars[1]
-    loads = [bar.split("Profiling")[-1].count("Loading weights") for bar in bars]
-    assert loads[0] == loads[1] > 0, "the models that are loaded to be measured are not shown"
-    assert logging.is_progress_bar_enabled()
-
-
-def test_a_rate_that_is_none(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STI_READ_RATE", "fast")
-    with pytest.raises(ValueError, match="STI_READ_RATE must be a number of bytes a second, not 'fast'"):
-        device_profile(store)
