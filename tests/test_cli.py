@@ -91,6 +91,17 @@ def test_profile_device(sti: Sti, store: Path) -> None:
     assert "100 MB/s" in shown
 
 
+def test_profile_device_on_a_busy_machine(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sti_hf.integrations.device_profiles.measure_device", lambda *_, **__: MeasuredDevice(DEVICE, busy=True)
+    )
+    result = sti("profile-device", store, "--compute-dtype", "float32")
+    assert result.status == 0
+    assert result.err.startswith("sti: warning: The machine was busy")
+    assert result.err.count("\n") == 1
+    assert result.out.splitlines()[-1] == "not kept: it will be measured again next time"
+
+
 def test_profile_device_measures_every_time(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     measured = MeasuredDevice(DEVICE, busy=False)

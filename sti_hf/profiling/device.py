@@ -45,9 +45,9 @@ def measure_device(
 ) -> MeasuredDevice:
     """Measures this device for `store`; takes seconds. `progress` is told what is being measured.
 
-    Of the compute paths of `compute_dtype` the fastest at 128 tokens is taken. Compute never costs less at more tokens,
-    slices or bits (but for 32, which takes another path). Raises `ConfigurationError` where this machine cannot compute
-    in that dtype.
+    Of the compute paths of `compute_dtype` the fastest at 128 tokens is taken. Compute never costs less at more
+    tokens, slices or bits (but for 32, which takes another path). Raises `ConfigurationError` where this machine
+    cannot compute in that dtype.
     """
     progress("reading")
     request_seconds, bytes_per_second = measure_reads(store, rate_limit)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from transformers import (
+    AutoModel,
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForSequenceClassification,
@@ -14,14 +16,18 @@ from transformers import (
     MPNetModel,
     RobertaForSequenceClassification,
 )
+from transformers.utils import logging
 
 from sti_hf import DeviceProfile, ShardStore
 from sti_hf.config import COMPUTE_DTYPES
+from sti_hf.errors import ConfigurationError
+from sti_hf.integrations import device_profiles
+from sti_hf.integrations.device_profiles import device_profile_path
 from sti_hf.integrations.store_model import load_model_on
 from sti_hf.profiling import reads
-from sti_hf.profiling.device import STEPS, measure_device
+from sti_hf.profiling.device import STEPS, MeasuredDevice, measure_device
 from sti_hf.profiling.runner import TOKENS
-from sti_hf.runtime.gemm import GEMMS
+from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.sharding import write_store
@@ -129,3 +135,30 @@ def test_sessions_are_closed(store: ShardStore, monkeypatch: pytest.MonkeyPatch)
     for running in opened:
         with pytest.raises(RuntimeError, match="closed"):
             running.prefetch()
+
+
+def test_a_dtype_that_this_machine_lacks(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ComputePath, "works", lambda path: path.dtype != "bfloat16")
+    with pytest.raises(ConfigurationError, match="This machine cannot compute in bfloat16"):
+        measure(store, compute_dtype="bfloat16")
+
+
+def test_from_pretrained_profiles_on_first_use(
+    store: ShardStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def as_if_free(*arguments: Any, **options: Any) -> MeasuredDevice:
+        return replace(measure_device(*arguments, **options), busy=False)  # whatever else this machine does
+
+    monkeypatch.setattr(device_profiles, "measure_device", as_if_free)
+    monkeypatch.setenv("STI_HOME", str(tmp_path))
+    bars = []
+    logging.enable_progress_bar()
+    for _ in range(2):
+        AutoModel.from_pretrained(store.path, sti_config={"compute_dtype": "float32"}).sti.close()
+        bars.append(capfd.readouterr().err)
+    assert device_profile_path(store, "float32").exists()
+    assert "Profiling this device" in bars[0]
+    assert "Profiling this device" not in bars[1]
+    loads = [bar.split("Profiling")[-1].count("Loading weights") for bar in bars]
+    assert loads[0] == loads[1], "the models that are loaded to be measured are not shown"
+    assert logging.is_progress_bar_enabled()
