@@ -20,8 +20,8 @@ _one_thread = threading.Lock()
 def keep_file(path: Path, content: str) -> bool:
     """Writes a file of the cache whole, or not at all; returns whether it is there.
 
-    That the cache cannot be written to is one warning, the first time. Not synced to the disk, which would stand
-    before the first answer: whoever reads it must be able to tell that it is damaged, and make it again.
+    That the cache cannot be written to is one warning, the first time. The file is not synced to the disk, which would
+    delay the first answer: whoever reads it must be able to tell that it is damaged, and make it again.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,7 @@ BITS = 4
 class Compute:
     """Seconds: `layer` float64 `[tokens, widths]` of a layer without decompression, `fixed` float64 `[tokens]` of a
     forward outside the layers, `decompress` of all slices of a layer by bits. None falls as tokens, slices or bits
-    (but for 32, which takes another path) rise. `busy` tells whether the machine was too busy for them to be
-    believed."""
+    (but for 32, which takes another path) rise. `busy`: the machine was too busy for them to be believed."""
 
     layer: np.ndarray
     fixed: np.ndarray

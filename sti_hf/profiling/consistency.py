@@ -1,8 +1,8 @@
 """Measures compute until it is consistent, on a machine that others may use as well.
 
-A busy machine only makes a forward slower. So every point is measured in several passes, each pass over all points,
-and the fastest pass counts: others must be busy for long to slow all passes of a point. Points that are not to be
-believed are measured again; where some are left after a number of rounds, the machine is busy.
+A busy machine only makes a forward slower. So every point is measured in several passes, each over all points, and
+the fastest pass counts: others must be busy for long to slow all passes of a point. Points that are not to be believed
+are measured again; where some are left after a number of rounds, the machine is busy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PASSES = 3
-ROUNDS = 4
+ROUNDS = 3
 """In which points are measured again, at most."""
 
 TOLERANCE = 0.25

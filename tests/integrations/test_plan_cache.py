@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import BertForSequenceClassification
 
-from sti_hf import STIConfig
-from sti_hf.integrations import plan_cache, session, store_planner
+from sti_hf import STIConfig, shard_checkpoint
+from sti_hf.integrations import plan_cache, store_planner
+from sti_hf.integrations.device_profiles import device_profile_path
 from sti_hf.integrations.session import open_session
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.planning import make_plan
 from sti_hf.shards.store import INDEX_FILE, ShardStore
-from tests.integrations.checkpoints import DEVICE
+from tests.integrations.checkpoints import DEVICE, checkpoint
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_another_configuration(store: ShardStore, planned: list[int], change: di
 
 def test_another_device(store: ShardStore, planned: list[int]) -> None:
     open_plan(store)
-    session.device_profile_path(store, "auto").write_text(
+    device_profile_path(store, "auto").write_text(
         DEVICE.to_json().replace(str(DEVICE.bytes_per_second), str(DEVICE.bytes_per_second / 2))
     )
     open_plan(store)
@@ -89,11 +93,76 @@ def test_a_damaged_plan_is_made_again(store: ShardStore, planned: list[int]) -> 
     assert len(planned) == 2
 
 
+def with_checksum(key: str, content: str) -> str:
+    return f"{plan_cache._checksum(key, content)}\n{content}"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text.partition("\n")[2],
+        lambda text: text.replace('"target_latency": 0.2', '"target_latency": 0.3'),
+        lambda text: text + " ",
+        lambda text: "[" * 100_000,
+        lambda text: with_checksum("another key", text.partition("\n")[2]),
+        lambda text: with_checksum("", '{"version": ' * 100_000),
+    ],
+    ids=["empty", "without a checksum", "another T", "longer", "deep", "of another key", "deep, of another key"],
+)
+def test_any_bad_plan_is_made_again(store: ShardStore, planned: list[int], damage: Callable[[str], str]) -> None:
+    first = open_plan(store)
+    (file,) = (cache_home() / "plans").iterdir()
+    before = file.read_text()
+    file.write_text(damage(before))
+    assert file.read_text() != before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_plan(store).to_json() == first.to_json()
+    assert len(planned) == 2
+    assert file.read_text() == before
+
+
+def test_bytes_that_are_no_text(store: ShardStore, planned: list[int]) -> None:
+    open_plan(store)
+    (file,) = (cache_home() / "plans").iterdir()
+    file.write_bytes(b"\xff\x00")
+    open_plan(store)
+    assert len(planned) == 2
+
+
+def test_a_folder_in_the_place_of_a_plan(store: ShardStore, planned: list[int]) -> None:
+    open_plan(store)
+    (file,) = (cache_home() / "plans").iterdir()
+    file.unlink()
+    (file / "in the way").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="cannot be written to"):
+        open_plan(store)
+    assert len(planned) == 2
+
+
+def test_the_plan_of_another_store_does_not_run(store: ShardStore, planned: list[int], tmp_path: Path) -> None:
+    other = shard_checkpoint(
+        checkpoint(BertForSequenceClassification, tmp_path / "other", num_hidden_layers=2),
+        tmp_path / "other_store",
+        quantizer="lloyd",
+    )
+    open_plan(other)
+    (of_the_other,) = (cache_home() / "plans").iterdir()
+    first = open_plan(store)
+    (file,) = set((cache_home() / "plans").iterdir()) - {of_the_other}
+    shutil.copy(of_the_other, file)
+    assert open_plan(store).to_json() == first.to_json()
+    assert len(planned) == 3
+
+
 def test_a_cache_that_cannot_be_written(store: ShardStore, planned: list[int]) -> None:
     cache_home().mkdir()
     (cache_home() / "plans").write_text("in the way")
-    open_plan(store)
-    open_plan(store)
+    with pytest.warns(UserWarning, match="cannot be written to") as caught:
+        open_plan(store)
+        open_plan(store)
+    assert len(caught) == 1
     assert len(planned) == 2
 
 

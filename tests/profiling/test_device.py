@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from transformers.utils import logging
 
 from sti_hf import DeviceProfile, ShardStore
 from sti_hf.config import COMPUTE_DTYPES
-from sti_hf.integrations import session
-from sti_hf.integrations.session import device_profile, device_profile_path, load_model_on
-from sti_hf.integrations.store_cache import cache_home
-from sti_hf.profiling import device
-from sti_hf.profiling.device import STEPS, TOKENS, measure_device
-from sti_hf.runtime.gemm import GEMMS
+from sti_hf.errors import ConfigurationError
+from sti_hf.integrations import device_profiles
+from sti_hf.integrations.device_profiles import device_profile_path
+from sti_hf.integrations.store_model import load_model_on
+from sti_hf.profiling import reads
+from sti_hf.profiling.device import STEPS, MeasuredDevice, measure_device
+from sti_hf.profiling.runner import TOKENS
+from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.sharding import write_store
-from tests.integrations.checkpoints import DEVICE
 from tests.models import tiny_model
 
 
@@ -43,28 +44,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ShardStore:
     return store_of(BertForSequenceClassification, tmp_path_factory.mktemp("stores") / "store")
 
 
-@pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache without profiles."""
-    monkeypatch.setenv("STI_HOME", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The compute dtype of every measurement that is asked for; none is made."""
-    calls: list[str] = []
-
-    def measure(store: ShardStore, load: Any, *, compute_dtype: str, **options: Any) -> DeviceProfile:
-        calls.append(compute_dtype)
-        return DEVICE
-
-    monkeypatch.setattr(session, "measure_device", measure)
-    return calls
-
-
 def measure(store: ShardStore, **options: Any) -> DeviceProfile:
-    return measure_device(store, lambda running: load_model_on(store, running), **options)
+    return measure_device(store, lambda running: load_model_on(store, running), **options).profile
 
 
 def check(profile: DeviceProfile, store: ShardStore) -> None:
@@ -80,6 +61,9 @@ def check(profile: DeviceProfile, store: ShardStore) -> None:
     assert tuple(profile.decompress_seconds) == store.fidelities
     assert profile.widths[-1] == store.grid.slices
     assert profile.gemm in GEMMS
+    layers = np.array(profile.layer_seconds)
+    assert (np.diff(layers, axis=0) >= 0).all()
+    assert (np.diff(layers, axis=1) >= 0).all()
     assert DeviceProfile.from_json(profile.to_json()) == profile
 
 
@@ -134,7 +118,7 @@ def test_a_head_over_the_vocabulary_is_not_measured(tmp_path: Path, monkeypatch:
 
 
 def test_paced_reading_is_measured_as_such(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "SUSTAINED_SECONDS", 0.2)
+    monkeypatch.setattr(reads, "SUSTAINED_SECONDS", 0.2)
     profile = measure(store, compute_dtype="float32", rate_limit=5e6)
     assert profile.bytes_per_second < 7e6
 
@@ -153,56 +137,20 @@ def test_sessions_are_closed(store: ShardStore, monkeypatch: pytest.MonkeyPatch)
             running.prefetch()
 
 
-# The cache of profiles.
-
-
-def test_made_on_first_use_and_kept(store: ShardStore, own_home: Path, measured: list[str]) -> None:
-    path = device_profile_path(store, "float32")
-    assert path.parent == cache_home() / "profiles" == own_home / "profiles"
-    assert not path.exists()
-    for _ in range(2):
-        assert device_profile(store, "float32") == DEVICE
-    assert measured == ["float32"]
-    assert DeviceProfile.from_json(path.read_text()) == DEVICE
-    assert list(own_home.rglob("*")) == [path.parent, path], "no temporary file is left"
-
-
-def test_measured_again_on_demand(store: ShardStore, own_home: Path, measured: list[str]) -> None:
-    path = device_profile_path(store, "float32")
-    path.parent.mkdir()
-    path.write_text(DeviceProfile(**{**asdict(DEVICE), "bytes_per_second": 5.0}).to_json())
-    assert device_profile(store, "float32").bytes_per_second == 5.0
-    assert device_profile(store, "float32", measure=True) == DEVICE
-    assert device_profile(store, "float32") == DEVICE
-    assert measured == ["float32"]
-
-
-def test_one_profile_for_every_dtype_store_and_rate(
-    store: ShardStore, own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = store_of(BertModel, tmp_path / "other")
-    paths = {device_profile_path(each, dtype) for each in (store, other) for dtype in COMPUTE_DTYPES}
-    monkeypatch.setenv("STI_READ_RATE", "1e8")
-    paths.add(device_profile_path(store, "auto"))
-    assert len(paths) == 7
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 99}', DEVICE.to_json().replace("1e-05", "-1")])
-def test_a_damaged_profile_is_measured_again(
-    store: ShardStore, own_home: Path, measured: list[str], content: str
-) -> None:
-    path = device_profile_path(store, "auto")
-    path.parent.mkdir()
-    path.write_text(content)
-    with pytest.warns(UserWarning, match=rf"{path} is measured again: This is not a device profile"):
-        assert device_profile(store) == DEVICE
-    assert measured == ["auto"]
-    assert DeviceProfile.from_json(path.read_text()) == DEVICE
+def test_a_dtype_that_this_machine_lacks(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ComputePath, "works", lambda path: path.dtype != "bfloat16")
+    with pytest.raises(ConfigurationError, match="This machine cannot compute in bfloat16"):
+        measure(store, compute_dtype="bfloat16")
 
 
 def test_from_pretrained_profiles_on_first_use(
-    store: ShardStore, own_home: Path, capfd: pytest.CaptureFixture[str]
+    store: ShardStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    def as_if_free(*arguments: Any, **options: Any) -> MeasuredDevice:
+        return replace(measure_device(*arguments, **options), busy=False)  # whatever else this machine does
+
+    monkeypatch.setattr(device_profiles, "measure_device", as_if_free)
+    monkeypatch.setenv("STI_HOME", str(tmp_path))
     bars = []
     logging.enable_progress_bar()
     for _ in range(2):
@@ -211,11 +159,6 @@ def test_from_pretrained_profiles_on_first_use(
     assert device_profile_path(store, "float32").exists()
     assert "Profiling this device" in bars[0]
     assert "Profiling this device" not in bars[1]
-    assert not any("Loading weights" in bar for bar in bars), "Transformers' own loader is not at work"
+    loads = [bar.count("Loading weights") for bar in bars]
+    assert loads == [0, 0], "the models that are loaded to be measured are not shown"
     assert logging.is_progress_bar_enabled()
-
-
-def test_a_rate_that_is_none(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STI_READ_RATE", "fast")
-    with pytest.raises(ValueError, match="STI_READ_RATE must be a number of bytes a second, not 'fast'"):
-        device_profile(store)
