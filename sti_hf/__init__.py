@@ -1,7 +1,7 @@
 """Speedy Transformer Inference: run a Transformers model cold, within a target latency, from a few megabytes."""
 
 from sti_hf.config import STIConfig
-from sti_hf.errors import StoreError
+from sti_hf.errors import STIError, StoreError
 from sti_hf.integrations.checkpoint import shard_checkpoint
 from sti_hf.integrations.from_pretrained import install as _install
 from sti_hf.planning import DeviceProfile, ExecutionPlan
@@ -13,6 +13,7 @@ __all__ = [
     "DeviceProfile",
     "ExecutionPlan",
     "STIConfig",
+    "STIError",
     "STISession",
     "ShardStore",
     "StoreError",
