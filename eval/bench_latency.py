@@ -43,7 +43,10 @@ def pipeline_bound(store: sti_hf.ShardStore, profile: sti_hf.DeviceProfile, plan
 def cold_inferences(store: sti_hf.ShardStore, target: float, arguments: argparse.Namespace) -> dict[str, object]:
     """Runs the cold inferences of one target latency."""
     config = sti_hf.STIConfig(
-        target_latency=target, preload_budget=arguments.preload_budget, seq_len=arguments.tokens, strict=False
+        target_latency=target,
+        preload_budget=arguments.preload_budget,
+        seq_len=arguments.tokens,
+        submodels="any",
     )
     with running(store, config) as model:
         inputs = torch.randint(10, model.config.vocab_size, (WARM_UP + arguments.runs, 1, arguments.tokens))

@@ -216,6 +216,7 @@ def benchmark(
                 target_latency=arguments.target_latency,
                 preload_budget=arguments.preload_budget,
                 seq_len=arguments.tokens,
+                submodels="any",
                 refine=refine,
             )
             ways.append(Way(name, stack.enter_context(running(store, config))))

@@ -116,7 +116,7 @@ class Engine:
             plan,
             before.path,
             wanted=book.wanted(plan),
-            staging_budget=book.config.staging_budget,
+            staging_budget=plan.staging_budget,
             before=before,
         )
         self._note_buffers(prepared)

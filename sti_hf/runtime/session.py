@@ -46,7 +46,7 @@ class STISession:
         self._model: weakref.ref[PreTrainedModel] | None = None
         book = PlanBook(planner, config)
         wanted = book.wanted(book.first)
-        prepared = PreparedPlan(store, book.first, path, wanted=wanted, staging_budget=config.staging_budget)
+        prepared = PreparedPlan(store, book.first, path, wanted=wanted, staging_budget=book.first.staging_budget)
         streamer = ShardStreamer(store, prepared, rate_limit)
         streamer.start()
         self._engine = Engine(architecture_of(store.index.model_type), book, streamer, Tables(store, rate_limit))
