@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification, BertModel, PreTrainedMod
 from tests.integrations.checkpoints import STOCK
 from tests.models import tiny_inputs, tiny_model
 
-LOADS = int(os.environ.get("STI_TEST_LOADS", "100"))
+LOADS = int(os.environ.get("STI_TEST_LOADS", "25"))
 """Of each thread; `STI_TEST_LOADS=1000` tries harder."""
 INPUTS = tiny_inputs(tiny_model(BertModel))
 
