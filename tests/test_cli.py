@@ -21,14 +21,12 @@ from transformers import (
     pipeline,
 )
 
-from sti_hf import DeviceProfile, ExecutionPlan, ShardStore, cli, shard_checkpoint
-from sti_hf.integrations.device_profiles import device_profile_path
+from sti_hf import ExecutionPlan, ShardStore, cli, shard_checkpoint
 from sti_hf.integrations.tokenizer import TOKENIZER_FILES
 from sti_hf.planning import Workload
-from sti_hf.profiling.device import MeasuredDevice
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Result, Sti, done
-from tests.integrations.checkpoints import DEVICE, checkpoint
+from tests.integrations.checkpoints import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -76,41 +74,6 @@ def test_an_interruption(sti: Sti, model: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("sti_hf.shards.sharding.write_layer", interrupted)
     assert sti("shard", model, tmp_path / "store") == Result(130, "", "sti: interrupted\n")
     assert list(tmp_path.iterdir()) == []
-
-
-# sti profile-device
-
-
-def test_profile_device(sti: Sti, store: Path) -> None:
-    printed = done(sti("profile-device", store, "--json"))
-    assert DeviceProfile.from_json(printed.out) == DEVICE
-    shown = done(sti("profile-device", store, "--compute-dtype", "float32")).out
-    path = device_profile_path(ShardStore.open(store), "float32")
-    assert shown.splitlines()[-1] == f"kept in {path}"
-    assert DeviceProfile.from_json(path.read_text()) == DEVICE
-    assert "100 MB/s" in shown
-
-
-def test_profile_device_on_a_busy_machine(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "sti_hf.integrations.device_profiles.measure_device", lambda *_, **__: MeasuredDevice(DEVICE, busy=True)
-    )
-    result = sti("profile-device", store, "--compute-dtype", "float32")
-    assert result.status == 0
-    assert result.err.startswith("sti: warning: The machine was busy")
-    assert result.err.count("\n") == 1
-    assert result.out.splitlines()[-1] == "not kept: it will be measured again next time"
-
-
-def test_profile_device_measures_every_time(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    measured = MeasuredDevice(DEVICE, busy=False)
-    monkeypatch.setattr(
-        "sti_hf.integrations.device_profiles.measure_device", lambda *_, **__: calls.append(1) or measured
-    )
-    for _ in range(2):
-        done(sti("profile-device", store))
-    assert len(calls) == 2
 
 
 # sti plan

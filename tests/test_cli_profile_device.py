@@ -1,0 +1,59 @@
+"""`sti profile-device` measures every time, and says what it found and where it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import BertForSequenceClassification
+
+from sti_hf import DeviceProfile, ShardStore, shard_checkpoint
+from sti_hf.integrations.device_profiles import device_profile_path
+from sti_hf.profiling.device import MeasuredDevice
+from tests.commands import Sti, done
+from tests.integrations.checkpoints import DEVICE, checkpoint, use_known_device
+
+
+@pytest.fixture(autouse=True)
+def _known_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_known_device(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("profile_device")
+    return shard_checkpoint(
+        checkpoint(BertForSequenceClassification, folder / "model"), folder / "store", quantizer="gobo"
+    ).path
+
+
+def test_profile_device(sti: Sti, store: Path) -> None:
+    printed = done(sti("profile-device", store, "--json"))
+    assert DeviceProfile.from_json(printed.out) == DEVICE
+    shown = done(sti("profile-device", store, "--compute-dtype", "float32")).out
+    path = device_profile_path(ShardStore.open(store), "float32")
+    assert shown.splitlines()[-1] == f"kept in {path}"
+    assert DeviceProfile.from_json(path.read_text()) == DEVICE
+    assert "100 MB/s" in shown
+
+
+def test_profile_device_on_a_busy_machine(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sti_hf.integrations.device_profiles.measure_device", lambda *_, **__: MeasuredDevice(DEVICE, busy=True)
+    )
+    result = sti("profile-device", store, "--compute-dtype", "float32")
+    assert result.status == 0
+    assert result.err.startswith("sti: warning: The machine was busy")
+    assert result.err.count("\n") == 1
+    assert result.out.splitlines()[-1] == "not kept: it will be measured again next time"
+
+
+def test_profile_device_measures_every_time(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    measured = MeasuredDevice(DEVICE, busy=False)
+    monkeypatch.setattr(
+        "sti_hf.integrations.device_profiles.measure_device", lambda *_, **__: calls.append(1) or measured
+    )
+    for _ in range(2):
+        done(sti("profile-device", store))
+    assert len(calls) == 2
