@@ -16,8 +16,8 @@ from sti_hf.commands import VERBS
 from sti_hf.commands.options import USER_MISTAKE
 from sti_hf.errors import STIError
 
-LONGEST_LINE = 400
-"""Characters of an error: our own are shorter, unless a path in them is long."""
+LONGEST_LINE = 300
+"""Characters of an error that is not our own: those can hold whole tracebacks."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _in_one_line(error: Exception) -> str:
     line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
+    whole = isinstance(error, STIError) or len(line) <= LONGEST_LINE
+    return line if whole else f"{line[: LONGEST_LINE - 1]}…"
 
 
 def add_verbs(parser: argparse.ArgumentParser) -> None:

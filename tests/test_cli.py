@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from transformers import (
     pipeline,
 )
 
-from sti_hf import ExecutionPlan, ShardStore, cli, shard_checkpoint
+from sti_hf import ExecutionPlan, ShardStore, shard_checkpoint
 from sti_hf.integrations.tokenizer import TOKENIZER_FILES
 from sti_hf.planning import Workload
 from sti_hf.shards.store import RESIDENT_FILE
@@ -256,21 +254,3 @@ def test_help(sti: Sti, verb: str) -> None:
     assert result.out.startswith(f"usage: sti {verb}")
     assert "--json" in result.out
     assert verb in done(sti("--help")).out
-
-
-def test_a_reader_that_has_seen_enough(sti: Sti, store: Path, tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    child = os.fork()
-    if child == 0:
-        status = -1
-        try:
-            os.dup2(writing, 1)
-            with (tmp_path / "errors").open("w") as errors, open(1, "w", closefd=False) as output:
-                sys.stdout, sys.stderr = output, errors
-                status = cli.main(["plan", str(store), "--json"])
-        finally:
-            os._exit(status)
-    os.close(writing)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-    assert (tmp_path / "errors").read_text() == ""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from transformers import BertForSequenceClassification, GPT2Config, GPT2Model
+from transformers import BertForSequenceClassification, BertModel, GPT2Config, GPT2Model
 
-from sti_hf import shard_checkpoint
+from sti_hf import ShardStore, cli, shard_checkpoint
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Sti
 from tests.integrations.checkpoints import checkpoint
@@ -47,6 +49,15 @@ def store(model: Path) -> Path:
         (["plan", "{garbled}"], "config.json of the store"),
         (["run", "{store}"], "TEXT"),
         (["run", "{tmp}/nowhere", "a"], "is not a store"),
+        (["run", "{store}", ""], "The text '' is empty: give one with words in it."),
+        (["run", "{store}", "a cold model", " \t "], "is empty: give one with words in it."),
+        (["run", "{store}", "cold " * 80], "A text has 82 tokens, and this model takes 70; shorten it."),
+        (
+            ["run", "{store}", "a", "--strict", "--target-latency", "1us"],
+            "No plan of 16 tokens meets the target latency",
+        ),
+        (["run", "{flipped}", "a"], "resident.safetensors is damaged: its checksum does not match"),
+        (["run", "{headless}", "a"], "lacks 2 of the weights of BertForTokenClassification (classifier.weight"),
         (["verify", "{tmp}/nowhere"], "is not a store"),
         (["verify", "{cut}"], "is cut short or changed"),
         (["profile-device", "{model}"], "is not a store"),
@@ -77,6 +88,7 @@ def test_mistakes_are_one_line(
     assert line.startswith("sti")
     assert " error: " in line
     assert sentence in line
+    assert len(line) < 300
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -113,10 +125,60 @@ def mistyped_config(model: Path, store: Path, folder: Path) -> Path:
     return folder
 
 
+def flipped_bit(model: Path, store: Path, folder: Path) -> Path:
+    shutil.copytree(store, folder)
+    content = bytearray((store / RESIDENT_FILE).read_bytes())
+    content[-1] ^= 1
+    (folder / RESIDENT_FILE).write_bytes(content)
+    return folder
+
+
+def without_its_head(model: Path, store: Path, folder: Path) -> Path:
+    shutil.copytree(
+        shard_checkpoint(model, folder / "store", model_class=BertModel, quantizer="gobo").path, folder / "b"
+    )
+    config = json.loads((folder / "b" / "config.json").read_text())
+    (folder / "b" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForTokenClassification"]}))
+    return folder / "b"
+
+
+def test_an_error_with_a_traceback_in_it_is_cut(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise ValueError("Could not load\n" + 100 * "  File somewhere\n")
+
+    monkeypatch.setattr(ShardStore, "verify", fails)
+    result = sti("verify", store)
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert line.startswith("sti: error: Could not load File somewhere")
+    assert line.endswith("…")
+    assert len(line) < 330
+
+
 BROKEN = {
+    "flipped": flipped_bit,
+    "headless": without_its_head,
     "other": other_defaults,
     "garbled": garbled_config,
     "cut": cut_store,
     "gpt2": gpt2,
     "mistyped": mistyped_config,
 }
+
+
+def test_a_reader_that_has_seen_enough(sti: Sti, store: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    child = os.fork()
+    if child == 0:
+        status = -1
+        try:
+            os.dup2(writing, 1)
+            with (tmp_path / "errors").open("w") as errors, open(1, "w", closefd=False) as output:
+                sys.stdout, sys.stderr = output, errors
+                status = cli.main(["plan", str(store), "--json"])
+        finally:
+            os._exit(status)
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert (tmp_path / "errors").read_text() == ""

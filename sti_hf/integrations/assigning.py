@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from sti_hf.errors import StoreError
 from sti_hf.shards.store import ShardStore
 
-SHOWN = 4
+SHOWN = 3
 """How many weights a message names."""
 
 
@@ -63,7 +63,7 @@ def lacks(store: ShardStore, model: PreTrainedModel, missing: list[str]) -> Stor
     return StoreError(
         f"The store {store.path} lacks {len(missing)} of the weights of {name} ({_listed(missing)}): "
         + ("load it with add_pooling_layer=False, or " if without_pooler else "")
-        + f"shard a checkpoint that has them, as that class (`sti shard SRC STORE --model-class {name}`)."
+        + f"shard a checkpoint that has them with `sti shard SRC STORE --model-class {name}`."
     )
 
 

@@ -19,7 +19,6 @@ from sti_hf.errors import UnsupportedModelError
 from sti_hf.integrations.assigning import assign_weights, lacks, mismatches
 from sti_hf.integrations.empty_parameters import EmptyParameters
 from sti_hf.integrations.load_arguments import dtype_of
-from sti_hf.integrations.structure import check_structure
 from sti_hf.runtime.session import STISession
 
 NO_ARGUMENTS: Mapping[str, Any] = {}
@@ -60,11 +59,10 @@ def build_model(
 
     `resident` gives the resident weights, once the model is there to take them. `config` becomes the model's own, in
     the dtype that it names or else the store's.
-    Raises `ConfigurationError` where it does not fit the store, `StoreError` where the store lacks weights for
-    `model_class` or has them in other shapes, and what the class itself raises for its arguments.
+    It must fit the store (`check_structure`). Raises `StoreError` where the store lacks weights for `model_class` or
+    has them in other shapes, and what the class itself raises for its arguments.
     """
     store = session.store
-    check_structure(model_class, config, store)
     dtype = dtype_of(config.dtype) or getattr(torch, store.index.tables[WORD_EMBEDDINGS].dtype)
     if hasattr(config, "transformers_weights"):  # the name of the store's resident weights: no checkpoint's
         del config.transformers_weights

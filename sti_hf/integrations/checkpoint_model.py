@@ -42,8 +42,11 @@ def checkpoint_model(
     weights = read_weights(source, weight_files(source, content))
     named = model_class or named_class(config)
     chosen: Any = named or bare_class(config)
+    # Not the class's own from_pretrained, which may give something else than model and report.
+    load: Any = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
     with in_one_sentence(f"{source.name} cannot be loaded as {chosen.__name__}"), _without_load_report():
-        model, report = chosen.from_pretrained(
+        model, report = load(
+            chosen,
             None,
             config=config,
             state_dict=weights,

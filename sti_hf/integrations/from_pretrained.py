@@ -20,6 +20,7 @@ from sti_hf.integrations.pipelines import pipeline_arguments
 from sti_hf.integrations.reopening import reopening
 from sti_hf.integrations.session import open_session
 from sti_hf.integrations.store_cache import resolve_store
+from sti_hf.integrations.structure import check_structure
 from sti_hf.shards.resident import read_resident
 from sti_hf.shards.store import ShardStore, is_store, store_defaults
 
@@ -67,6 +68,7 @@ def _load(cls: type[PreTrainedModel], sti_config: STIConfig, arguments: LoadArgu
     made_with = {name: arguments.named[name] for name in ("add_pooling_layer",) if name in arguments.named}
     store = resolve_store(arguments.source, sti_config.quantizer, cls, made_with, **arguments.finding)
     config, named = _configuration(cls, arguments, store)
+    check_structure(cls, config, store)
     with ThreadPoolExecutor(1, thread_name_prefix="sti_resident") as reader:
         resident = reader.submit(read_resident, store)
         session = open_session(store, sti_config, cls)

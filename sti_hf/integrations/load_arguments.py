@@ -147,17 +147,17 @@ def _refuse(given: Mapping[str, Any]) -> None:
 
 def _check_device(device_map: Any) -> None:
     """Raises `UnsupportedUseError` for a place that is not the CPU."""
-    if device_map is None:
-        place: Any = torch.get_default_device()
-    elif isinstance(device_map, str) and device_map in PLACING_BY_ITSELF:
-        place = torch.accelerator.current_accelerator() or "cpu"
-    elif isinstance(device_map, Mapping):
-        places = set(map(str, device_map.values()))
-        place = places.pop() if len(places) == 1 else device_map
-    else:
-        place = device_map
-    if str(place).partition(":")[0] != "cpu":
-        asked = "torch's default device is" if device_map is None else f"device_map={device_map!r} asks for"
+    if torch.get_default_device().type != "cpu":
         raise UnsupportedUseError(
-            f"A model runs from its store on the CPU, and {asked} {place}: load it with device_map='cpu'."
+            f"A model runs from its store on the CPU, and torch's default device is {torch.get_default_device()}: set "
+            "it to the CPU where the model is loaded and used."
+        )
+    by_itself = isinstance(device_map, str) and device_map in PLACING_BY_ITSELF
+    if device_map is None or (by_itself and not torch.accelerator.is_available()):
+        return
+    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    if {str(place).partition(":")[0] for place in places} != {"cpu"}:
+        raise UnsupportedUseError(
+            f"A model runs from its store on the CPU, and device_map={device_map!r} asks for another place: load it "
+            "with device_map='cpu'."
         )

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from sti_hf.integrations.building import build_model
 from sti_hf.integrations.model_classes import stock_class
+from sti_hf.integrations.structure import check_structure
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.resident import read_resident
 from sti_hf.shards.store import ShardStore
@@ -16,5 +17,7 @@ from sti_hf.shards.store import ShardStore
 def load_model_on(store: ShardStore, session: STISession) -> PreTrainedModel:
     """The store's model, as the class it was sharded from, running from `session`."""
     config = AutoConfig.from_pretrained(store.path)
-    model, _ = build_model(stock_class(config), config, session, functools.partial(read_resident, store))
+    model_class = stock_class(config)
+    check_structure(model_class, config, store)
+    model, _ = build_model(model_class, config, session, functools.partial(read_resident, store))
     return model

@@ -18,11 +18,14 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
     Only fields that decide about layers and embeddings are looked at: the shapes of all other weights are when they
     are loaded.
     """
-    if config.model_type != store.index.model_type:
-        raise ConfigurationError(
-            f"{model_class.__name__} with this configuration is of the type {config.model_type!r}, and the model in "
-            f"the store {store.path} of {store.index.model_type!r}: use a class and a configuration of that type."
-        )
+    # A configuration that is read from a file has the file's model_type, whatever its class is.
+    of_class = getattr(model_class.config_class, "model_type", config.model_type)
+    for model_type in (config.model_type, of_class):
+        if model_type != store.index.model_type:
+            raise ConfigurationError(
+                f"{model_class.__name__} with this configuration is of the type {model_type!r}, and the model in the "
+                f"store {store.path} of {store.index.model_type!r}: use a class and a configuration of that type."
+            )
     for field, stored in _sizes(config, store).items():
         asked = getattr(config, field, stored)
         if asked != stored:

@@ -86,10 +86,10 @@ class PlanRequest:
         if not 0 < self.target_latency < math.inf:
             raise PlanError(f"target_latency must be a positive number of seconds, not {self.target_latency!r}.")
         for name in ("preload_budget", "row_bytes", "position_bytes", "extra_seconds", "max_loss"):
-            self._check_size(name, getattr(self, name))
+            _check_size(name, getattr(self, name))
         for name in ("staging_budget", "memory_budget"):
             if getattr(self, name) is not None:
-                self._check_size(name, getattr(self, name))
+                _check_size(name, getattr(self, name))
         for name, choices in (("strategy", STRATEGIES), ("allocator", ALLOCATORS), ("submodels", SUBMODELS)):
             if getattr(self, name) not in choices:
                 raise PlanError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
@@ -107,11 +107,6 @@ class PlanRequest:
         other = replace(self, **changes)
         other.__dict__["pieces"] = self.pieces
         return other
-
-    @staticmethod
-    def _check_size(name: str, value: float) -> None:
-        if not 0 <= value < math.inf:
-            raise PlanError(f"{name} must be a finite number of at least 0, not {value!r}.")
 
     def _checked_fidelities(self) -> tuple[int, ...]:
         stored = tuple(bits for bits in FIDELITIES if bits != FULL or self.has_full)
@@ -179,3 +174,8 @@ class PlanRequest:
         for bits in self.fidelities:
             seconds[bits] = self.grid.slice_weights * self.profile.decompress_weight_seconds(bits)
         return seconds
+
+
+def _check_size(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise PlanError(f"{name} must be a finite number of at least 0, not {value!r}.")

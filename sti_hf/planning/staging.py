@@ -9,6 +9,9 @@ from sti_hf.shards.layout import BLOCK
 MINIMUM_READ_AHEAD = 1 << 20
 """Bytes that a staging buffer has at least besides the largest layer, unless a budget forbids."""
 
+STEPS = 8
+"""Sizes between the largest layer and the smallest staging buffer that would be chosen without a budget."""
+
 SLOWER = 1.15
 """How many times as long as with the largest staging buffer a forward may be predicted to take with the one chosen.
 One that just keeps an ample T would have reading wait for room, and leave no time for a slow read."""
@@ -45,7 +48,8 @@ def choose_staging(
     """Bytes of the smallest staging buffer with which a plan keeps T, and is not much slower than with the largest.
 
     The smallest considered holds the largest layer and `MINIMUM_READ_AHEAD`, the next ones any two, three, .. layers
-    in a row, the last all of them.
+    in a row, the last all of them. Where a budget forbids some of these, smaller ones are considered too: what one
+    budget allows, a larger one does as well.
 
     Args:
         layer_bytes: streamed bytes of every layer, whole blocks.
@@ -53,19 +57,23 @@ def choose_staging(
         latency: predicted seconds with a staging buffer of this size.
         target_latency: T. Where no buffer keeps it, the smallest of those with the lowest latency is taken.
     """
-    total = sum(layer_bytes)
-    smallest = max(layer_bytes) + MINIMUM_READ_AHEAD
+    total, largest = sum(layer_bytes), max(layer_bytes)
+    smallest = largest + MINIMUM_READ_AHEAD
     windows = [max(map(sum, _runs(layer_bytes, length))) for length in range(2, len(layer_bytes) + 1)]
-    sizes = sorted({min(size, total) for size in (smallest, *windows) if size >= min(smallest, total)})
-    if budget is not None:
-        bound = max(budget // BLOCK * BLOCK, max(layer_bytes))
-        sizes = sorted({min(size, bound) for size in sizes})
-    fastest = latency(sizes[-1])
+    sizes = {min(size, total) for size in (smallest, *windows) if size >= min(smallest, total)}
+    if budget is not None and budget < max(sizes):
+        sizes = {size for size in (*sizes, *windows, *_between(largest, smallest)) if size <= min(budget, total)}
+        sizes |= {max(largest, min(budget // BLOCK * BLOCK, total))}
+    latencies = {size: latency(size) for size in sorted(sizes)}
+    fastest = min(latencies.values())
     wanted = max(fastest, min(target_latency, SLOWER * fastest))
-    for size in sizes:
-        if latency(size) <= wanted:
-            return size
-    raise AssertionError("the largest staging buffer keeps its own latency")
+    enough = [size for size, seconds in latencies.items() if seconds <= wanted]
+    return next((size for size in enough if size >= smallest), enough[-1])
+
+
+def _between(low: int, high: int) -> list[int]:
+    """Sizes, whole blocks, that lie evenly between two."""
+    return [low + (high - low) * step // STEPS // BLOCK * BLOCK for step in range(1, STEPS + 1)]
 
 
 def _runs(values: Sequence[int], length: int) -> list[Sequence[int]]:

@@ -89,6 +89,8 @@ class Submodel:
 
     def is_valid(self, bits: np.ndarray) -> bool:
         """Whether these fidelities keep T, and every layer a bounded staging buffer."""
-        if self.staging_limit is not None and self.streamed(bits)[0].max() > self.staging_limit:
-            return False
-        return bool(self.budget_left(bits).min() >= 0)
+        return self.fits_staging(bits) and bool(self.budget_left(bits).min() >= 0)
+
+    def fits_staging(self, bits: np.ndarray) -> bool:
+        """Whether every layer fits a bounded staging buffer."""
+        return self.staging_limit is None or bool(self.streamed(bits)[0].max() <= self.staging_limit)

@@ -11,11 +11,9 @@ import pytest
 import torch
 import transformers
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    BertConfig,
     BertForSequenceClassification,
     BertModel,
     DistilBertForSequenceClassification,
@@ -24,9 +22,7 @@ from transformers import (
 )
 
 from sti_hf import STIConfig
-from sti_hf.integrations.from_pretrained import install
-from sti_hf.integrations.store_cache import resolve_store
-from tests.integrations.checkpoints import STOCK, checkpoint, difference, save_checkpoint
+from tests.integrations.checkpoints import STOCK, checkpoint, difference
 from tests.models import TASK_HEADS, tiny_inputs, tiny_model
 
 HEADS = [head for heads in TASK_HEADS.values() for head in heads]
@@ -84,21 +80,6 @@ def test_position_embeddings_that_transformers_computes(tmp_path: Path) -> None:
     tiny_model(DistilBertForSequenceClassification, sinusoidal_pos_embds=True).save_pretrained(tmp_path)
     stock = DistilBertForSequenceClassification.from_pretrained(tmp_path)
     check_like_stock(DistilBertForSequenceClassification.from_pretrained(tmp_path, sti_config=STOCK), stock)
-
-
-def test_importing_teaches_from_pretrained_once() -> None:
-    before = PreTrainedModel.from_pretrained.__func__
-    install()
-    assert PreTrainedModel.from_pretrained.__func__ is before
-    assert before.__doc__ == before.__wrapped__.__doc__
-
-
-def test_other_loading_is_untouched(classifier: Path) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(classifier)
-    assert type(model) is BertForSequenceClassification
-    assert not hasattr(model, "sti")
-    model.train()
-    model(**INPUTS, labels=torch.tensor([0, 1, 1])).loss.backward()
 
 
 @pytest.mark.parametrize(
@@ -176,94 +157,3 @@ def test_inputs_embeds_and_tuples(classifier: Path) -> None:
     (logits,) = outputs(model, return_dict=False)
     assert torch.allclose(logits, outputs(stock, return_dict=False)[0], atol=1e-5)
     model.sti.close()
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_attention_implementation(classifier: Path, attention: str) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(
-        classifier, sti_config=STOCK, attn_implementation=attention
-    )
-    assert model.config._attn_implementation == attention
-    check_like_stock(model, BertForSequenceClassification.from_pretrained(classifier))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "bfloat16", "auto", torch.float32])
-def test_dtype_is_that_of_the_stock_model(classifier: Path, dtype: Any) -> None:
-    stock = AutoModelForSequenceClassification.from_pretrained(classifier, dtype=dtype)
-    model = AutoModelForSequenceClassification.from_pretrained(classifier, sti_config=STOCK, dtype=dtype)
-    assert model.dtype == stock.dtype
-    got, expected = outputs(model).logits, outputs(stock).logits
-    assert got.dtype == expected.dtype
-    # 16 bits round each of the steps between the matrices, in either model.
-    assert torch.allclose(got.float(), expected.float(), atol=1e-5 if stock.dtype == torch.float32 else 0.05)
-    model.sti.close()
-
-
-def test_a_model_can_change_its_dtype(classifier: Path) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(classifier, sti_config=STOCK)
-    expected = outputs(model).logits
-    model.to(torch.bfloat16)
-    model.sti.replan(preload_budget=0)
-    got = outputs(model, output_hidden_states=True)
-    assert {state.dtype for state in got.hidden_states} == {torch.bfloat16}
-    assert torch.allclose(got.logits.float(), expected, atol=0.05)
-    model.sti.close()
-
-
-def test_a_half_precision_checkpoint(tmp_path: Path) -> None:
-    stock = tiny_model(BertModel).to(torch.bfloat16)
-    stock.save_pretrained(tmp_path)
-    model = AutoModel.from_pretrained(tmp_path, sti_config=STOCK, dtype=torch.float32)
-    assert model.sti.store.index.full_dtype == "bfloat16"
-    check_like_stock(model, stock.float())
-
-
-def test_device_map(classifier: Path) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(classifier, sti_config=STOCK, device_map="cpu")
-    check_like_stock(model, BertForSequenceClassification.from_pretrained(classifier))
-
-
-@pytest.mark.parametrize("config", ["object", "path", "label names"])
-def test_a_configuration_of_ones_own(classifier: Path, classifier_store: Path, config: str) -> None:
-    own = {
-        "object": BertConfig.from_pretrained(classifier),
-        "path": str(classifier),
-        "label names": AutoConfig.from_pretrained(classifier, id2label={0: "bad", 1: "good"}),
-    }[config]
-    stock = BertForSequenceClassification.from_pretrained(classifier, config=own)
-    for source in (classifier, classifier_store):
-        model = BertForSequenceClassification.from_pretrained(source, config=own, sti_config=STOCK)
-        assert model.config.id2label == stock.config.id2label
-        check_like_stock(model, stock)
-    assert not hasattr(own, "quantization_config"), "the caller's configuration is left as it was"
-
-
-# Heads that the checkpoint does not have.
-
-
-def load_both(model_class: Any, source: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model and its loading info, which must be that of stock loading."""
-    _, expected = model_class.from_pretrained(source, output_loading_info=True, **options)
-    model, info = model_class.from_pretrained(source, sti_config=STOCK, output_loading_info=True, **options)
-    assert info == expected
-    return model, info
-
-
-def test_a_head_of_another_size(classifier: Path) -> None:
-    for options in ({}, {"sti_config": STOCK}):
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-            AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=5, **options)
-    model, info = load_both(AutoModelForSequenceClassification, classifier, num_labels=5, ignore_mismatched_sizes=True)
-    assert {name for name, *_ in info["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
-    assert outputs(model).logits.shape == (3, 5)
-    model.sti.close()
-
-
-def test_a_subfolder(tmp_path: Path) -> None:
-    models = [tiny_model(BertModel, seed=seed) for seed in (1, 2)]
-    for index, model in enumerate(models):
-        save_checkpoint(model, tmp_path / f"part{index}")
-    for index, stock in enumerate(models):
-        model = AutoModel.from_pretrained(tmp_path, subfolder=f"part{index}", sti_config=STOCK)
-        check_like_stock(model, stock)
-    assert resolve_store(tmp_path, "lloyd", subfolder="part0").path != resolve_store(tmp_path / "part1", "lloyd").path

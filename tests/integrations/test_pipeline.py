@@ -1,4 +1,4 @@
-"""`pipeline(..., model_kwargs={"sti_config": {...}})`, held against the stock pipeline of the same checkpoint."""
+"""`pipeline(..., sti_config={...})` and `model_kwargs`, held against the stock pipeline of the same checkpoint."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from transformers import (
 )
 
 from sti_hf import shard_checkpoint
+from sti_hf.errors import ConfigurationError, InfeasibleLatencyError, LoadingError, SourceError, StoreError
+from sti_hf.shards.store import RESIDENT_FILE
 from tests.integrations.checkpoints import STOCK, checkpoint
 
 TEXTS = ["a cold model answers .", "word20 word30 a cold [MASK]", "."]
@@ -28,8 +30,7 @@ def both(task: str, model_class: type[PreTrainedModel], folder: Path, **options:
     """An elastic and a stock pipeline of one checkpoint."""
     build: Any = pipeline
     source = str(checkpoint(model_class, folder))
-    elastic = build(task, model=source, model_kwargs={"sti_config": STOCK, **options})
-    return elastic, build(task, model=source, model_kwargs=options)
+    return build(task, model=source, model_kwargs={"sti_config": STOCK, **options}), build(task, model=source)
 
 
 def check_alike(got: Any, expected: Any) -> None:
@@ -65,7 +66,8 @@ def test_answers_are_those_of_the_stock_pipeline(
 ) -> None:
     elastic, stock = both(task, model_class, tmp_path)
     assert type(elastic) is type(stock)
-    assert type(elastic.model) is type(stock.model)
+    assert isinstance(elastic.model, type(stock.model))
+    assert type(elastic.model).__name__ == type(stock.model).__name__
     assert elastic.model.sti.plan.strategy == "preload"
     for text in texts:
         check_alike(elastic(text), stock(text))
@@ -73,7 +75,7 @@ def test_answers_are_those_of_the_stock_pipeline(
     elastic.model.sti.close()
 
 
-def test_question_answering_model_by_its_inputs(tmp_path: Path) -> None:
+def test_a_question_answering_models_embeddings(tmp_path: Path) -> None:
     elastic, stock = both("feature-extraction", BertForQuestionAnswering, tmp_path, add_pooling_layer=False)
     check_alike(elastic(TEXTS[0]), stock(TEXTS[0]))
     elastic.model.sti.close()
@@ -102,8 +104,13 @@ def test_a_latency_given_as_text(tmp_path: Path) -> None:
 def test_a_wrong_latency(tmp_path: Path) -> None:
     build: Any = pipeline
     source = str(checkpoint(BertForSequenceClassification, tmp_path))
-    with pytest.raises(ValueError, match="target_latency must be a positive number"):
-        build("text-classification", model=source, model_kwargs={"sti_config": {"target_latency": "soon"}})
+    for options in (
+        {"model_kwargs": {"sti_config": {"target_latency": "soon"}}},
+        {"sti_config": {"target_latency": "soon"}},
+    ):
+        with pytest.raises(LoadingError, match=r"^target_latency must be .*, not 'soon'\.$") as error:
+            build("text-classification", model=source, **options)
+        assert isinstance(error.value.__cause__, ConfigurationError)
 
 
 def test_a_store_without_more_words(tmp_path: Path) -> None:
@@ -114,3 +121,86 @@ def test_a_store_without_more_words(tmp_path: Path) -> None:
     assert elastic.model.sti.plan.strategy == "sti"
     assert elastic("a cold model")[0]["label"].startswith("LABEL")
     elastic.model.sti.close()
+
+
+# Given to `pipeline` itself.
+
+
+@pytest.mark.parametrize(
+    ("task", "model_class", "texts"),
+    [
+        ("text-classification", BertForSequenceClassification, TEXTS),
+        ("token-classification", BertForTokenClassification, TEXTS),
+        ("fill-mask", BertForMaskedLM, MASKED),
+        ("feature-extraction", BertModel, TEXTS),
+        (None, BertForSequenceClassification, TEXTS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sti_config_at_top_level(task: Any, model_class: Any, texts: list[str], tmp_path: Path) -> None:
+    build: Any = pipeline
+    source = checkpoint(model_class, tmp_path)
+    task = task or "sentiment-analysis"
+    elastic = build(task, model=source if task == "fill-mask" else str(source), sti_config=STOCK)
+    assert elastic.model.sti.plan.strategy == "preload"
+    stock = build(task, model=str(source))
+    assert not hasattr(stock.model, "sti")
+    for text in texts:
+        check_alike(elastic(text), stock(text))
+    elastic.model.sti.close()
+
+
+def test_after_it_other_models_are_stock(tmp_path: Path) -> None:
+    source = checkpoint(BertForSequenceClassification, tmp_path)
+    elastic = pipeline("text-classification", model=str(source), sti_config=STOCK)  # type: ignore[call-overload]
+    assert not hasattr(BertForSequenceClassification.from_pretrained(source), "sti")
+    elastic.model.sti.close()
+
+
+# Errors: one sentence, and never another class than the task's.
+
+
+@pytest.mark.parametrize("at_top_level", [True, False])
+def test_a_latency_that_cannot_be_met(at_top_level: bool, tmp_path: Path) -> None:
+    build: Any = pipeline
+    source = str(checkpoint(BertForSequenceClassification, tmp_path))
+    config = {"target_latency": "1us", "strict": True, "quantizer": "gobo"}
+    options = {"sti_config": config} if at_top_level else {"model_kwargs": {"sti_config": config}}
+    with pytest.raises(LoadingError) as error:
+        build("text-classification", model=source, **options)
+    assert isinstance(error.value.__cause__, InfeasibleLatencyError)
+    assert "meets the target latency" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("task", "model_class", "sentence"),
+    [
+        ("text-classification", BertModel, r"lacks 2 of the weights of BertForSequenceClassification"),
+        (
+            "feature-extraction",
+            BertForQuestionAnswering,
+            r"lacks 2 .* of BertModel .*add_pooling_layer=False",
+        ),
+    ],
+)
+def test_a_task_that_the_model_is_not_for(task: Any, model_class: Any, sentence: str, tmp_path: Path) -> None:
+    build: Any = pipeline
+    source = checkpoint(model_class, tmp_path / "model")
+    store = shard_checkpoint(source, tmp_path / "store", quantizer="gobo").path
+    for place, kind in ((source, SourceError), (store, StoreError)):
+        with pytest.raises(LoadingError, match=sentence) as error:
+            build(task, model=str(place), sti_config=STOCK)
+        assert isinstance(error.value.__cause__, kind)
+
+
+def test_a_store_whose_weights_are_damaged(tmp_path: Path) -> None:
+    build: Any = pipeline
+    source = checkpoint(BertForSequenceClassification, tmp_path / "model")
+    store = shard_checkpoint(source, tmp_path / "store", quantizer="gobo").path
+    content = bytearray((store / RESIDENT_FILE).read_bytes())
+    content[-1] ^= 1
+    (store / RESIDENT_FILE).write_bytes(content)
+    with pytest.raises(LoadingError, match=r"resident\.safetensors is damaged.*sti verify"):
+        build("text-classification", model=str(store))

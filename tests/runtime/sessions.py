@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,18 @@ def stock_with_plan_weights(model: PreTrainedModel, store: ShardStore, bits: np.
             for name, weight in join_layer(shards, architecture.matrices, store.grid).items():
                 linears[name].weight.copy_(weight)
     return model
+
+
+def damaged(store: ShardStore, folder: Path, layer: int, kind: int) -> ShardStore:
+    """A copy of a store with a wrong byte in one plane of a layer's first slice."""
+    layout = store.layouts[layer]
+    shutil.copytree(store.path, folder)
+    with (folder / store.index.layer_files[layer]).open("r+b") as file:
+        file.seek(int(layout.piece_offset[kind, 0] + layout.piece_bytes[kind, 0] // 2))
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    return ShardStore.open(folder)
 
 
 def logits_of(output: Any) -> torch.Tensor:

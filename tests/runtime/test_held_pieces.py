@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import BertForSequenceClassification
 from sti_hf.native import StreamError
 from sti_hf.shards.store import ShardStore
 from tests.models import tiny_inputs, tiny_model
-from tests.runtime.sessions import logits_of, plan_of, planned_by, store_of
+from tests.runtime.sessions import damaged, logits_of, plan_of, planned_by, store_of
 
 STOCK = tiny_model(BertForSequenceClassification, hidden_size=64, intermediate_size=256)
 SHORT, LONG = tiny_inputs(STOCK, tokens=9), tiny_inputs(STOCK, tokens=40)
@@ -23,15 +22,6 @@ SHORT, LONG = tiny_inputs(STOCK, tokens=9), tiny_inputs(STOCK, tokens=40)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ShardStore:
     return store_of(STOCK, tmp_path_factory.mktemp("held") / "store")
-
-
-def damaged(store: ShardStore, folder: Path, layer: int, kind: int) -> ShardStore:
-    """A copy with 16 wrong bytes in one plane of a slice."""
-    shutil.copytree(store.path, folder)
-    with (folder / store.index.layer_files[layer]).open("r+b") as file:
-        file.seek(int(store.layouts[layer].piece_offset[kind, 1]) + 8)
-        file.write(bytes(16))
-    return ShardStore.open(folder)
 
 
 def with_two_plans(store: ShardStore, seq_len: int, bits: tuple[int, int] = (6, 6), preload: float = 1.0) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.models import tiny_inputs, tiny_model
 from tests.runtime.sessions import (
     EXACT,
     Planned,
+    damaged,
     device,
     fail_twice,
     logits_of,
@@ -200,17 +200,6 @@ def test_a_plan_with_full_weights_runs_as_planned(store: ShardStore, load: Load)
     bits[1, 2] = FULL
     model.sti.use(plan_of(store, bits))
     assert (check_answer(store, model, model(**INPUTS)) == bits).all()
-
-
-def damaged(store: ShardStore, folder: Path, layer: int, kind: int) -> ShardStore:
-    layout = store.layouts[layer]
-    shutil.copytree(store.path, folder)
-    with (folder / store.index.layer_files[layer]).open("r+b") as file:
-        file.seek(int(layout.piece_offset[kind, 0] + layout.piece_bytes[kind, 0] // 2))
-        byte = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 1]))
-    return ShardStore.open(folder)
 
 
 def test_damage_matters_only_in_what_is_read(store: ShardStore, load: Load, tmp_path: Path) -> None:

@@ -17,15 +17,11 @@ import torch
 from PIL import Image
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertForMaskedLM,
-    BertForSequenceClassification,
     BertModel,
 )
 
 from sti_hf import ExecutionPlan, ShardStore, shard_checkpoint
 from sti_hf.integrations.importance import profile_importance
-from sti_hf.integrations.tokenizer import TOKENIZER_FILES
 from sti_hf.planning.effects import EffectsImportance
 from sti_hf.planning.exhaustive import ExhaustiveImportance
 from sti_hf.planning.importance_file import best_first, profile_names, read_profile, submodel_accuracy, write_profile
@@ -35,41 +31,9 @@ from sti_hf.shards.store import store_defaults
 from tests.commands import Sti, done
 from tests.integrations.checkpoints import checkpoint
 from tests.models import HEADS, LAYERS
-from tests.tasks import TASK, centred, predicted_labels, sentences, write_dataset
+from tests.tasks import TASK
 
 EXHAUSTIVE = ("--task", "sst2", "--method", "exhaustive", "--base-fidelity", 2)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuned checkpoint `model`, its `store`, and `data` that it is mostly right about. Not to be changed."""
-    folder = tmp_path_factory.mktemp("importance")
-    source = checkpoint(BertForSequenceClassification, folder / "model")
-    model, tokenizer = (
-        AutoModelForSequenceClassification.from_pretrained(source),
-        AutoTokenizer.from_pretrained(source),
-    )
-    centred(model, tokenizer).save_pretrained(source)
-    texts = sentences(40)
-    labels = predicted_labels(model, tokenizer, texts, wrong=6)
-    write_dataset(folder / "data", "validation", {"sentence": texts, "label": labels})
-    write_dataset(folder / "data", "test", {"sentence": texts, "label": [-1] * len(texts)})
-    shard_checkpoint(source, folder / "store", quantizer="gobo")
-    return folder
-
-
-@pytest.fixture
-def store(folder: Path, tmp_path: Path) -> Path:
-    """A store of one's own."""
-    return shutil.copytree(folder / "store", tmp_path / "store")
-
-
-@pytest.fixture(scope="module")
-def profiled(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that was profiled exhaustively as "sst2". Not to be changed."""
-    path = shutil.copytree(folder / "store", tmp_path_factory.mktemp("profiled") / "store")
-    profile_importance(path, "sst2", method="exhaustive", dataset=str(folder / "data"), base_bits=2)
-    return path
 
 
 def resume_folder() -> Path:
@@ -237,65 +201,6 @@ def test_a_task_of_ones_own(folder: Path, store: Path) -> None:
     profile, facts = read_profile(ShardStore.open(store), "intents")
     assert np.array_equal(profile.table, measured.profile.table)  # type: ignore[attr-defined]
     assert facts == json.loads(json.dumps(measured.facts))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--task", "squad"], "invalid choice: 'squad'"),
-        (["--task", "mnli", "--dataset", "{data}"], "Task mnli has 3 labels, and the head of this BertForSequence"),
-        (["--task", "stsb", "--dataset", "{data}"], r"Task stsb has 1 output \(a regression\)"),
-        (
-            ["--task", "mrpc", "--dataset", "{data}"],
-            "has no column 'sentence1', which task mrpc needs; its columns are",
-        ),
-        (["--task", "sst2", "--dataset", "{data}", "--split", "train"], "cannot be loaded: Unknown split"),
-        (["--task", "sst2", "--dataset", "{data}", "--split", "test", "--method", "exhaustive"], "has no labels"),
-        (["--task", "sst2", "--dataset", "{folder}/nowhere"], "cannot be loaded"),
-        (["--task", "sst2", "--dataset", "{data}", "--samples", "0"], "samples must be at least 1"),
-        (["--task", "sst2", "--dataset", "{data}", "--base-fidelity", "6"], "base fidelity must be 2 to 5 bits"),
-        (["--task", "sst2", "--dataset", "{data}", "--name", "../x"], "cannot be an importance profile's name"),
-        (["--task", "sst2", "--dataset", "{data}", "--metric", "{folder}"], "The metric '.*' of task sst2 cannot be"),
-        (["--task", "sst2", "--dataset", "{data}", "--method", "guess"], "invalid choice: 'guess'"),
-        (["--task", "sst2", "--dataset", "{data}", "--part", "third"], "invalid choice: 'third'"),
-        ([], "required: --task"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_mistakes_are_one_line(sti: Sti, folder: Path, store: Path, arguments: list[str], sentence: str) -> None:
-    before = sorted(os.listdir(store))
-    result = sti("profile-importance", store, *(one.format(data=folder / "data", folder=folder) for one in arguments))
-    assert (result.status, result.out) == (2, "")
-    (line,) = result.err.splitlines()
-    assert " error: " in line
-    with pytest.raises(AssertionError, match=sentence):
-        raise AssertionError(line)
-    assert sorted(os.listdir(store)) == before
-
-
-def test_stores_that_will_not_do(sti: Sti, folder: Path, tmp_path: Path) -> None:
-    def refused(store: Path) -> str:
-        result = sti("profile-importance", store, *EXHAUSTIVE, "--dataset", folder / "data")
-        assert (result.status, len(result.err.splitlines())) == (2, 1)
-        return result.err
-
-    assert "is not a store" in refused(folder / "model")
-    bare = shutil.copytree(folder / "store", tmp_path / "bare", ignore=shutil.ignore_patterns(*TOKENIZER_FILES))
-    assert "has no tokenizer" in refused(bare)
-    shard_checkpoint(folder / "model", tmp_path / "small", quantizer="gobo", full=False)
-    assert "has no full weights" in refused(tmp_path / "small")
-    other = checkpoint(BertForMaskedLM, tmp_path / "masked")
-    shard_checkpoint(other, tmp_path / "masked-store", quantizer="gobo")
-    assert "needs a model for sequence classification, not a BertForMaskedLM" in refused(tmp_path / "masked-store")
-
-
-def test_without_the_extra(sti: Sti, folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("datasets", "evaluate", "matplotlib.figure"):
-        with monkeypatch.context() as patch:
-            patch.setitem(sys.modules, module, None)
-            result = sti("profile-importance", store, *EXHAUSTIVE, "--dataset", folder / "data")
-        assert result.status == 2
-        assert 'which is not installed: pip install "sti-hf[eval]"' in result.err
 
 
 def test_two_processes_measure_the_same(folder: Path, store: Path, profiled: Path, tmp_path: Path) -> None:
