@@ -14,9 +14,9 @@ from pathlib import Path
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.shards.unfinished import unfinished_file
 
-LONGEST_WAIT = 120.0
-"""Seconds for another process: many times what measuring takes. It may have been stopped, or have left the lock to a
-child."""
+LONGEST_WAIT = 300.0
+"""Seconds for another process. Measuring takes some, on a busy machine two minutes: who takes longer was stopped, or
+has left the lock to a child."""
 
 LOOK_EVERY = 0.05
 """Seconds: the kernel has no wait for a lock that ends."""
