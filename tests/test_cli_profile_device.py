@@ -37,7 +37,16 @@ def test_profile_device(sti: Sti, store: Path) -> None:
     assert "100 MB/s" in shown
 
 
-def test_profile_device_on_a_busy_machine(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kept_before", "next_time"),
+    [(False, " and measured again next time."), (True, "; the one that was kept before stays.")],
+)
+def test_profile_device_on_a_busy_machine(
+    sti: Sti, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_before: bool, next_time: str
+) -> None:
+    monkeypatch.setenv("STI_HOME", str(tmp_path / "home"))
+    if kept_before:
+        done(sti("profile-device", store, "--compute-dtype", "float32"))
     monkeypatch.setattr(
         "sti_hf.integrations.device_profiles.measure_device", lambda *_, **__: MeasuredDevice(DEVICE, busy=True)
     )
@@ -45,7 +54,9 @@ def test_profile_device_on_a_busy_machine(sti: Sti, store: Path, monkeypatch: py
     assert result.status == 0
     assert result.err.startswith("sti: warning: The machine was busy")
     assert result.err.count("\n") == 1
-    assert result.out.splitlines()[-1] == "not kept: it will be measured again next time"
+    assert result.err.endswith(f"by this process only{next_time}\n")
+    assert result.out.splitlines()[-1] == "not kept"
+    assert device_profile_path(ShardStore.open(store), "float32").exists() is kept_before
 
 
 def test_profile_device_measures_every_time(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,5 +38,5 @@ def run(options: argparse.Namespace) -> int:
     times = "  ".join(f"{bits}: {each * weights * 1e3:.2f}" for bits, each in profile.decompress_seconds.items())
     console.print(f"decompressing a layer, ms by bits: {times}")
     kept = kept_profile_path(store, options.compute_dtype)
-    console.print(f"kept in {kept}" if kept else "not kept: it will be measured again next time")
+    console.print(f"kept in {kept}" if kept else "not kept")
     return 0

@@ -5,13 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.shards.unfinished import unfinished_file
+
+LONGEST_WAIT = 300.0
+"""Seconds for another process. Measuring takes some, on a busy machine two minutes: who takes longer was stopped, or
+has left the lock to a child."""
+
+LOOK_EVERY = 0.05
+"""Seconds: the kernel has no wait for a lock that ends."""
 
 _warned_of: set[Path] = set()
 _one_thread = threading.Lock()
@@ -25,6 +33,8 @@ def keep_file(path: Path, content: str) -> bool:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            path.rmdir()  # a file cannot take the place of a folder; one that is not empty stays
         with unfinished_file(path) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
             unfinished.replace(path)
@@ -45,7 +55,8 @@ def keep_file(path: Path, content: str) -> bool:
 def alone(folder: Path) -> Iterator[None]:
     """Keeps all other threads and processes that ask for this folder waiting, until the end of the block.
 
-    The lock is the folder's own (`flock`): it ends with the process. Where that cannot be had, only threads wait.
+    The lock is the folder's own (`flock`): it ends with the process. Where that cannot be had, only threads wait;
+    where another process keeps it for longer than `LONGEST_WAIT`, the block runs beside it, with a warning.
     """
     with _one_thread:
         lock = _lock(folder)
@@ -64,14 +75,29 @@ def _lock(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _wait_for(descriptor):
+            return descriptor
+        warnings.warn(f"Another process has kept {folder} locked for long; this one goes on beside it.", stacklevel=5)
     except OSError:
-        os.close(descriptor)
-        return None
+        pass
     except BaseException:  # interrupted while it waits
         os.close(descriptor)
         raise
-    return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _wait_for(descriptor: int) -> bool:
+    """Takes the lock of a folder, or returns False where another process does not give it up."""
+    until = time.monotonic() + LONGEST_WAIT
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(LOOK_EVERY)
 
 
 def _forget_other_threads() -> None:

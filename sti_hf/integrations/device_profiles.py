@@ -34,11 +34,11 @@ def device_profile(store: ShardStore, compute_dtype: str = "auto", *, measure: b
     What was measured while others kept the machine busy is used by this process only, and warned of.
     """
     path = device_profile_path(store, compute_dtype)
-    profile = None if measure else _known(path)
+    profile = None if measure else _known(path, store, compute_dtype)
     if profile is not None:
         return profile
     with alone(path.parent):
-        profile = None if measure else _known(path, tell=True)
+        profile = None if measure else _known(path, store, compute_dtype, tell=True)
         return profile or _measured(store, compute_dtype, path)
 
 
@@ -83,22 +83,38 @@ def rate_limit() -> float:
     return rate
 
 
-def _known(path: Path, tell: bool = False) -> DeviceProfile | None:
+def _known(path: Path, store: ShardStore, compute_dtype: str, tell: bool = False) -> DeviceProfile | None:
     """The profile that was measured already, if it can be used here; `tell` warns of one that cannot."""
-    if path in _of_this_process:
-        return _of_this_process[path]
+    return _of_this_process.get(path) or _kept(path, store, compute_dtype, tell)
+
+
+def _kept(path: Path, store: ShardStore, compute_dtype: str, tell: bool = False) -> DeviceProfile | None:
     if not os.path.lexists(path):
         return None
     try:
-        profile = DeviceProfile.from_json(path.read_text(encoding="utf-8"))
-        if not ComputePath(profile.compute_dtype, profile.gemm).works():
-            raise ProfileError(f"This machine cannot compute in {profile.compute_dtype} by {profile.gemm}")
-        return profile
+        return _read(path, store, compute_dtype)
     except Exception as error:  # whatever it is: there is a way to have a good one
         if tell:
             sentence = " ".join(str(error).split()) or type(error).__name__
-            warnings.warn(f"{path} is measured again: {sentence}", stacklevel=3)
+            warnings.warn(f"{path} is measured again: {sentence}", stacklevel=5)
         return None
+
+
+def _read(path: Path, store: ShardStore, compute_dtype: str) -> DeviceProfile:
+    """The profile in a file. Raises `ProfileError`, or whatever reading may, where it is not one for this store and
+    compute dtype on this machine."""
+    if not path.is_file():  # a pipe would not end
+        raise ProfileError("It is not a file.")
+    profile = DeviceProfile.from_json(path.read_text(encoding="utf-8"))
+    if not profile.rises:
+        raise ProfileError("By it a layer takes no time, or less time with more tokens or slices.")
+    if profile.widths[-1] != store.grid.slices or not profile.decompress_seconds.keys() >= set(store.fidelities):
+        raise ProfileError("It was not measured at all slices and fidelities of this store.")
+    if compute_dtype not in ("auto", profile.compute_dtype):
+        raise ProfileError(f"It was measured in {profile.compute_dtype}, not in {compute_dtype}.")
+    if not ComputePath(profile.compute_dtype, profile.gemm).works():
+        raise ProfileError(f"This machine cannot compute in {profile.compute_dtype} by {profile.gemm}.")
+    return profile
 
 
 def _measured(store: ShardStore, compute_dtype: str, path: Path) -> DeviceProfile:
@@ -110,23 +126,18 @@ def _measured(store: ShardStore, compute_dtype: str, path: Path) -> DeviceProfil
             rate_limit=rate_limit(),
             progress=lambda step: (bar.set_postfix_str(step), bar.update(1)),
         )
-    if measured.busy:
-        warnings.warn(
-            "The machine was busy while this device was profiled, so the profile is used by this process only and "
-            "measured again next time.",
-            stacklevel=3,
-        )
-    if measured.busy or not _kept(path, measured.profile):
+    if measured.busy or not keep_file(path, measured.profile.to_json()):
         _of_this_process[path] = measured.profile
     else:
         _of_this_process.pop(path, None)
+    if measured.busy:
+        stays = _kept(path, store, compute_dtype) is not None
+        warnings.warn(
+            "The machine was busy while this device was profiled, so the profile is used by this process only"
+            + ("; the one that was kept before stays." if stays else " and measured again next time."),
+            stacklevel=4,
+        )
     return measured.profile
-
-
-def _kept(path: Path, profile: DeviceProfile) -> bool:
-    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
-        path.rmdir()  # a file cannot take its place
-    return keep_file(path, profile.to_json())
 
 
 def _processor() -> str:

@@ -52,7 +52,9 @@ def _planner() -> list[int]:
 
 
 def _read(path: Path, key: str) -> ExecutionPlan | None:
-    """The plan in a file, or None where it is not that of this key, or not whole."""
+    """The plan in a file, or None where there is none, or it is not that of this key, or not whole."""
+    if not path.is_file():  # a pipe would not end
+        return None
     checksum, _, content = path.read_text(encoding="utf-8").partition("\n")
     return ExecutionPlan.from_json(content) if checksum == _checksum(key, content) else None
 

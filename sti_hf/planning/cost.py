@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,7 +16,8 @@ import numpy as np
 from sti_hf.errors import ProfileError
 from sti_hf.shards.layout import BLOCK, FIDELITIES
 
-VERSION = 2
+VERSION = 3
+"""Since 3 a profile is only kept where its measurements agree: older ones may be of a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class DeviceProfile:
             raise ProfileError(f"decompress_seconds has a fidelity of {min(unknown)} bits; there are {FIDELITIES}.")
         seconds = {bits: _measured("decompress_seconds", value) for bits, value in self.decompress_seconds.items()}
         object.__setattr__(self, "decompress_seconds", seconds)
+
+    @property
+    def rises(self) -> bool:
+        """Whether a layer takes some time, and no less with more tokens or slices, as where the machine is free."""
+        seconds = self._layer_seconds
+        return bool((seconds > 0).all() and all((np.diff(seconds, axis=axis) >= 0).all() for axis in (0, 1)))
 
     @cached_property
     def _layer_seconds(self) -> np.ndarray:
@@ -152,8 +160,8 @@ def _interpolate(x: int, grid: Sequence[int], values: np.ndarray) -> np.ndarray:
 
 def _measured(name: str, value: Any) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
         raise ProfileError(f"{name} of a device profile must be a finite number of at least 0, not {value!r}.")
@@ -168,9 +176,10 @@ def _measured_row(name: str, values: Sequence[float], length: int) -> tuple[floa
 
 
 def _ascending(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    numbers = tuple(int(value) for value in values)
-    if not numbers or numbers[0] < 1 or any(a >= b for a, b in pairwise(numbers)):
+    whole = all(isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in values)
+    ascending = tuple(map(int, values)) if whole else ()
+    if not ascending or ascending[0] < 1 or any(a >= b for a, b in pairwise(ascending)):
         raise ProfileError(
             f"{name} of a device profile must be ascending whole numbers from 1 up, not {list(values)}."
         )
-    return numbers
+    return ascending

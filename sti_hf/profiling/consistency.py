@@ -7,7 +7,8 @@ are measured again; where some are left after a number of rounds, the machine is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy as np
 PASSES = 3
 ROUNDS = 3
 """In which points are measured again, at most."""
+
+LONGEST_REPEATING = 20.0
+"""Seconds of those rounds: where others slow everything down, a forward may take a hundred times as long."""
 
 TOLERANCE = 0.25
 """By how much of itself a time may be exceeded: by another pass, or by the time of a smaller point."""
@@ -60,8 +64,11 @@ class Consistent:
     busy: bool
 
 
-def measure_until_consistent(measure: Callable[[Point], Measurement], points: Sequence[Point]) -> Consistent:
-    """Measures all points in `PASSES` passes, and those that are in doubt in up to `ROUNDS` more.
+def measure_until_consistent(
+    measure: Callable[[Point], Measurement], points: Sequence[Point], clock: Callable[[], float] = time.monotonic
+) -> Consistent:
+    """Measures all points in `PASSES` passes, and those that are in doubt in up to `ROUNDS` more, which begin none
+    after `LONGEST_REPEATING`.
 
     In doubt is a point whose two fastest passes disagree, whose thread was kept waiting in its fastest pass, or which
     takes longer than one with more tokens or slices. It is measured again with its neighbours: either may be wrong.
@@ -70,12 +77,20 @@ def measure_until_consistent(measure: Callable[[Point], Measurement], points: Se
     for _ in range(PASSES):
         for point in points:
             passes[point].append(measure(point))
+    until = clock() + LONGEST_REPEATING
+    for point in _repeats(passes):
+        if clock() > until:
+            break
+        passes[point].append(measure(point))
+    return Consistent({point: _fastest(measured) for point, measured in passes.items()}, bool(_doubtful(passes)))
+
+
+def _repeats(passes: Mapping[Point, Sequence[Measurement]]) -> Iterator[Point]:
+    """What to measure again, round by round: each depends on what the one before has added to `passes`."""
+    points = list(passes)
     for _ in range(ROUNDS):
         doubtful = _doubtful(passes)
-        again = [point for point in points if any(_are_neighbours(point, other, points) for other in doubtful)]
-        for point in again:
-            passes[point].append(measure(point))
-    return Consistent({point: _fastest(measured) for point, measured in passes.items()}, bool(_doubtful(passes)))
+        yield from [point for point in points if any(_are_neighbours(point, other, points) for other in doubtful)]
 
 
 def _fastest(measured: Sequence[Measurement]) -> Measurement:

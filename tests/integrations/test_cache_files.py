@@ -126,7 +126,7 @@ def test_waits_for_another_process(
         waits, flock = threading.Event(), fcntl.flock
 
         def waiting(descriptor: int, operation: int) -> None:
-            if operation == fcntl.LOCK_EX and os.path.samestat(os.fstat(descriptor), path.parent.stat()):
+            if operation & fcntl.LOCK_EX and os.path.samestat(os.fstat(descriptor), path.parent.stat()):
                 waits.set()
             flock(descriptor, operation)
 
@@ -142,6 +142,24 @@ def test_waits_for_another_process(
         thread.join(60)
     assert machine.calls == ([] if measured_by_the_other else ["auto"])
     assert found == [DEVICE if measured_by_the_other else replace(DEVICE, bytes_per_second=1.0)]
+
+
+def test_a_process_that_keeps_the_lock_does_not_stop_others(
+    store: ShardStore, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One that was stopped, say.
+    monkeypatch.setattr(cache_files, "LONGEST_WAIT", 0.0)
+    folder = device_profile_path(store, "auto").parent
+    folder.mkdir(parents=True)
+    holder = os.open(folder, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    try:
+        with pytest.warns(UserWarning, match=f"Another process has kept {folder} locked for long"):
+            first = device_profile(store)
+    finally:
+        os.close(holder)
+    assert silent_profile(store) == first
+    assert machine.calls == ["auto"]
 
 
 def test_file_systems_without_locks(store: ShardStore, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

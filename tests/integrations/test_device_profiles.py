@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,61 @@ def test_a_path_that_does_not_work_here(store: ShardStore, machine: Machine, mon
     path = put(device_profile_path(store, "auto"), replace(DEVICE, compute_dtype="bfloat16").to_json())
     monkeypatch.setattr(ComputePath, "works", lambda self: self.dtype == "float32")
     one_warning(store, f"{path} is measured again: This machine cannot compute in bfloat16 by default")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decompress_seconds": {}},
+        {"decompress_seconds": {2: 1e-10, 32: 1e-10}},
+        {"widths": (1, 3)},
+        {"layer_seconds": ((0.6, 0.1), (0.7, 0.8))},
+        {"layer_seconds": ((0.1, 0.8), (0.2, 0.7))},
+        {"layer_seconds": ((0.0, 0.0), (0.0, 0.0))},
+        {"compute_dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_a_whole_profile_that_cannot_be_right_is_measured_again(
+    store: ShardStore, machine: Machine, changes: dict[str, Any]
+) -> None:
+    path = put(device_profile_path(store, "float32"), replace(DEVICE, **changes).to_json())
+    with pytest.warns(UserWarning, match=f"{path} is measured again: "):
+        profile = device_profile(store, "float32")
+    assert machine.calls == ["float32"]
+    assert DeviceProfile.from_json(path.read_text()) == profile
+
+
+def test_profiles_of_the_time_when_any_was_kept_are_measured_again(store: ShardStore, machine: Machine) -> None:
+    content = DEVICE.to_json()
+    path = put(device_profile_path(store, "auto"), content.replace('"version": 3', '"version": 2'))
+    assert path.read_text() != content
+    one_warning(store, f"{path} is measured again: ")
+    assert machine.calls == ["auto"]
+
+
+def test_a_pipe_in_the_place_of_the_profile_is_not_waited_for(store: ShardStore, machine: Machine) -> None:
+    path = device_profile_path(store, "auto")
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    one_warning(store, f"{path} is measured again: It is not a file.")
+    assert path.is_file()
+
+
+def test_a_busy_machine_says_what_becomes_of_it_next_time(store: ShardStore, machine: Machine) -> None:
+    machine.busy = True
+    one_warning(store, "by this process only and measured again next time.")
+    put(device_profile_path(store, "auto"), DEVICE.to_json())
+    with pytest.warns(UserWarning, match=r"by this process only; the one that was kept before stays\."):
+        device_profile(store, measure=True)
+
+
+def test_what_was_measured_is_kept_even_where_the_warning_is_an_error(store: ShardStore, machine: Machine) -> None:
+    machine.busy = True
+    with pytest.raises(UserWarning, match=BUSY):
+        silent_profile(store)
+    silent_profile(store)
+    assert machine.calls == ["auto"]
 
 
 # Rates.

@@ -76,6 +76,11 @@ def test_json_round_trip() -> None:
         ({"bytes_per_second": 0.0}, "positive"),
         ({"bytes_per_second": float("inf")}, "bytes_per_second"),
         ({"row_seconds": "fast"}, "row_seconds"),
+        ({"row_seconds": "1"}, "row_seconds"),
+        ({"row_seconds": True}, "row_seconds"),
+        ({"row_seconds": 10**400}, "row_seconds"),
+        ({"tokens": "12"}, "ascending"),
+        ({"tokens": (1.5, 2.5)}, "ascending"),
         ({"tokens": (128, 32)}, "ascending"),
         ({"tokens": ()}, "ascending"),
         ({"widths": (0, 4)}, "ascending"),
@@ -107,3 +112,19 @@ def test_a_profile_of_another_version() -> None:
     content = json.loads(make_profile().to_json()) | {"version": 1}
     with pytest.raises(ValueError, match="version 1"):
         DeviceProfile.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("layer_seconds", "rises"),
+    [
+        (((1.0, 2.0), (2.0, 4.0)), True),
+        (((1.0, 1.0), (1.0, 1.0)), True),
+        (((1.0, 2.0), (0.9, 4.0)), False),
+        (((1.0, 2.0), (2.0, 1.9)), False),
+        (((0.0, 0.0), (0.0, 0.0)), False),
+    ],
+)
+def test_a_layer_takes_no_less_time_with_more_tokens_or_slices(
+    layer_seconds: tuple[tuple[float, float], tuple[float, float]], rises: bool
+) -> None:
+    assert make_profile(layer_seconds=layer_seconds).rises is rises
