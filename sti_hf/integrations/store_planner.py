@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
@@ -42,7 +42,9 @@ class StorePlanner:
         self.store, self.profile = store, profile
         self._heads = _streamed_heads(store, model_class)
         self._extra_seconds = sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in self._heads)
+        # Read once: the store may be moved while a model runs from it.
         self._config: dict[str, Any] = json.loads((store.path / "config.json").read_text())
+        self._importance: dict[str, tuple[ImportanceProfile, dict[tuple[int, int], float]]] = {}
 
     def plan(self, config: STIConfig, workload: Workload) -> ExecutionPlan:
         """The plan for a configuration and a workload, from the cache, or made and put there.
@@ -50,7 +52,7 @@ class StorePlanner:
         Raises `ConfigurationError` where the configuration names a longer input than the model takes, and `PlanError`
         where its memory budget is too small.
         """
-        importance = importance_name(self.store, config)
+        importance = self._importance_name(config)
         key = {
             "store": [self.store.index.fingerprint, file_state(self.store.path / INDEX_FILE)],
             "importance": file_state(profile_path(self.store, importance)) if importance else None,
@@ -74,7 +76,7 @@ class StorePlanner:
     def request(self, config: STIConfig, workload: Workload) -> PlanRequest:
         """Everything that the plan for a configuration and a workload depends on."""
         self._check_length(config)
-        importance, accuracy = _importance(self.store, config)
+        importance, accuracy = self._importance_of(config)
         elastic = config.submodels == "measured" and self.is_elastic
         return self._bare_request(config.target_latency, config.preload_budget, workload).changed(
             strategy=config.strategy,
@@ -110,12 +112,26 @@ class StorePlanner:
         # The default is no wish: models that take less are planned for it all the same.
         if config.seq_len <= DEFAULT_SEQ_LEN:
             return
-        own = AutoConfig.from_pretrained(self.store.path)
+        own = AutoConfig.for_model(**self._config)
         longest = get_architecture(own).longest_input(own)
         if config.seq_len > longest:
             raise ConfigurationError(
                 f"seq_len is {config.seq_len}, and the longest input of this model has {longest} tokens."
             )
+
+    def _importance_name(self, config: STIConfig) -> str | None:
+        return named_importance(config, self._config.get("quantization_config", {}))
+
+    def _importance_of(self, config: STIConfig) -> tuple[ImportanceProfile | None, dict[tuple[int, int], float]]:
+        """The importance profile to plan with, None for the default order, and the accuracy of submodels, as far as
+        that was measured."""
+        name = self._importance_name(config)
+        if name is None:
+            return None, {}
+        if name not in self._importance:
+            profile, facts = read_profile(self.store, name)
+            self._importance[name] = profile, submodel_accuracy(self.store, facts)
+        return self._importance[name]
 
 
 def plan_store(
@@ -129,31 +145,17 @@ def plan_store(
     return make_plan(StorePlanner(store, profile, model_class).request(config, workload))
 
 
-def _importance(store: ShardStore, config: STIConfig) -> tuple[ImportanceProfile | None, dict[tuple[int, int], float]]:
-    """The importance profile to plan with, None for the default order, and the accuracy of submodels, as far as that
-    was measured."""
-    name = importance_name(store, config)
-    if name is None:
-        return None, {}
-    path = profile_path(store, name)
-    return _read_importance(store, name, path.stat().st_mtime_ns if path.exists() else 0)
-
-
 def importance_name(store: ShardStore, config: STIConfig) -> str | None:
     """The importance profile that a configuration, or else the store, names; None for the default order."""
+    return named_importance(config, store_defaults(store.path))
+
+
+def named_importance(config: STIConfig, defaults: Mapping[str, Any]) -> str | None:
+    """As `importance_name`, from the store's `defaults`."""
     if config.strategy != "sti":
         return None
-    name = config.importance or store_defaults(store.path).get("importance") or DEFAULT_ORDER
+    name = config.importance or defaults.get("importance") or DEFAULT_ORDER
     return None if name == DEFAULT_ORDER else name
-
-
-@functools.lru_cache(maxsize=4)
-def _read_importance(
-    store: ShardStore, name: str, changed: int
-) -> tuple[ImportanceProfile, dict[tuple[int, int], float]]:
-    """Plans of many lengths are made with one profile: it is read once, unless its file has `changed`."""
-    profile, facts = read_profile(store, name)
-    return profile, submodel_accuracy(store, facts)
 
 
 def _streamed_heads(store: ShardStore, model_class: type[PreTrainedModel] | None) -> list[Table]:

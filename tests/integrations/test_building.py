@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 from sti_hf import shard_checkpoint
 from sti_hf.errors import UnsupportedModelError
 from sti_hf.integrations.building import empty_model
+from sti_hf.runtime.modules.stored_model import METHODS
 from tests.integrations.checkpoints import STOCK, checkpoint, difference
 from tests.models import FAMILIES, TASK_HEADS, head_of, tiny_config, tiny_inputs
 
@@ -23,7 +24,7 @@ HEADS = sorted(
 )
 LOADERS_OWN = {"_is_hf_initialized", "_use_kernels", "_weight_conversions"}
 """What Transformers' loader notes of its own work: what it has set, no kernels (the default), names for saving."""
-OWN = {"sti", "_sti_forwards"}
+OWN = {"sti", "forward", *METHODS}
 """What is a model's that runs from its store."""
 
 

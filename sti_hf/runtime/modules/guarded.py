@@ -19,15 +19,15 @@ from torch import nn
 from sti_hf.errors import UnsupportedUseError
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.inputs import named_inputs
-from sti_hf.runtime.modules.part import StoredPart
+from sti_hf.runtime.modules.part import StoredPart, refuse_copy
 
 Run = Callable[[Forwards, Any, dict[str, Any], Callable[[], Any]], Any]
 
 Call = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """What a guarded forward does with its module, its class's own forward, and the inputs."""
 
-FORWARD, GUARDED = "forward", "_guarded"
-"""The attribute of a module that `nn.Module.__call__` calls, and the mark of one that is guarded."""
+FORWARD, REDUCE, GUARDED = "forward", "__reduce_ex__", "_guarded"
+"""The attributes of a module that `nn.Module.__call__` calls, and `copy` and `pickle`; and a guarded forward's mark."""
 
 
 class PlannedLayers(StoredPart, nn.ModuleList):
@@ -69,8 +69,8 @@ def guard_layers(layers: nn.ModuleList, forwards: Forwards) -> None:
     """Guards layers; an inference sees only those that it runs."""
     for index, layer in enumerate(layers):
         _put_forward(layer, _layer_call(forwards, index))
-    layers.__class__ = PlannedLayers
     layers.__dict__["forwards"] = forwards
+    layers.__class__ = PlannedLayers
 
 
 def check_layers(stack: nn.Module, name: str, count: int) -> None:
@@ -87,8 +87,8 @@ def release(module: nn.Module) -> None:
     """Makes a guarded module what it was."""
     if hasattr(module.__dict__.get(FORWARD), GUARDED):
         del module.__dict__[FORWARD]
+        module.__dict__.pop(REDUCE, None)
     if type(module) is PlannedLayers:
-        del module.__dict__["forwards"]
         setattr(module, "__class__", nn.ModuleList)  # noqa: B010 - mypy holds on to the class it had
 
 
@@ -112,6 +112,7 @@ def _put_forward(module: nn.Module, call: Call) -> None:
 
     forward.__doc__, forward.__signature__ = stock.__doc__, _bound_signature(stock)  # type: ignore[attr-defined]
     setattr(forward, GUARDED, True)
+    module.__dict__[REDUCE] = refuse_copy
     module.__dict__[FORWARD] = forward
 
 

@@ -48,7 +48,7 @@ class TableReader:
     """Reads rows of one table of a store, each checked against its CRC-32C."""
 
     def __init__(self, store: ShardStore, name: str, rate_limit: float = 0.0) -> None:
-        self.table = store.index.tables[name]
+        self._store, self.table = store, store.index.tables[name]
         self.dtype = getattr(torch, self.table.dtype)
         self.bytes_read = 0
         self._checksums = store.row_checksums(name)
@@ -67,7 +67,11 @@ class TableReader:
         size = self.table.row_bytes
         out = np.empty(len(rows) * size, dtype=np.uint8)
         offsets = self.table.offset + rows * size
-        self.bytes_read += self._file.read(offsets, size, out, self._checksums[rows], direct=direct)
+        try:
+            self.bytes_read += self._file.read(offsets, size, out, self._checksums[rows], direct=direct)
+        except native.StreamError as error:
+            self._store.check_not_replaced(error)
+            raise
         return torch.from_numpy(out).view(self.dtype).view(len(rows), self.table.columns)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
