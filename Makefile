@@ -25,7 +25,7 @@ demo: $(VENV)/.package $(VENV)/.model
 	$(BIN)/python examples/semantic_search.py
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check

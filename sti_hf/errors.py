@@ -27,6 +27,10 @@ class UnsupportedUseError(STIError, RuntimeError):
     """A model that runs from its store was used in a way that only a model with weights in memory allows."""
 
 
+class WeightInStoreError(UnsupportedUseError, AttributeError):
+    """A weight was asked for that is in the store, and never in memory as a whole."""
+
+
 class SourceError(STIError, ValueError):
     """A checkpoint, dataset or text is damaged, incomplete, or not what was asked for."""
 

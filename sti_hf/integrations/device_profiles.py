@@ -17,7 +17,7 @@ from sti_hf import native
 from sti_hf.errors import ConfigurationError, ProfileError
 from sti_hf.integrations.cache_files import alone, keep_file
 from sti_hf.integrations.store_cache import cache_home
-from sti_hf.integrations.store_model import load_model_on
+from sti_hf.integrations.store_model import load_encoder_on
 from sti_hf.planning import DeviceProfile
 from sti_hf.profiling.device import STEPS, MeasuredDevice, measure_device
 from sti_hf.runtime.gemm import ComputePath
@@ -121,7 +121,7 @@ def _measured(store: ShardStore, compute_dtype: str, path: Path) -> DeviceProfil
     with logging.tqdm(total=STEPS, desc="Profiling this device, once", leave=False) as bar:
         measured: MeasuredDevice = measure_device(
             store,
-            functools.partial(load_model_on, store),
+            functools.partial(load_encoder_on, store),
             compute_dtype=compute_dtype,
             rate_limit=rate_limit(),
             progress=lambda step: (bar.set_postfix_str(step), bar.update(1)),

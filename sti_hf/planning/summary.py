@@ -42,7 +42,7 @@ def missed_target(plan: ExecutionPlan) -> str:
     held = plan.is_whole and plan.submodels in ("measured", "none")
     rest = f", and submodels={plan.submodels!r} allows none that is faster" if held else ""
     return (
-        f"No plan of {plan.workload} meets the target latency of {plan.target_latency * 1e3:.0f} ms: the fastest, "
+        f"No plan of {plan.workload} meets the target latency of {plan.target_latency * 1e3:.3g} ms: the fastest, "
         f"{what}, takes about {plan.predicted_latency * 1e3:.0f} ms{rest}."
     )
 

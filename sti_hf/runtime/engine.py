@@ -70,7 +70,8 @@ class Engine:
         """Takes note of what the model's whole forward took around the last inference."""
         if self.last_run is not None:
             self.last_run = dataclasses.replace(self.last_run, total=seconds)
-            self._watch.note(self.last_run)
+            if not self.book.is_pinned:
+                self._watch.note(self.last_run)
 
     @contextmanager
     def quiet_turn(self) -> Iterator[None]:

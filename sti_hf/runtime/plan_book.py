@@ -41,6 +41,11 @@ class PlanBook:
         book.first = book._pinned = plan
         return book
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether its plan was given, and not made for a T that was asked for."""
+        return self._pinned is not None
+
     def plan_for(self, tokens: int, submodel: tuple[int, int] | None = None) -> ExecutionPlan:
         """The plan for sequences of so many tokens, of this submodel (n, m) where one is asked for.
 

@@ -60,7 +60,7 @@ def test_an_elastic_store_vouches_for_its_parts(store: ShardStore) -> None:
 def test_measured_accuracy_is_what_the_profile_says(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
     n, m = store.grid.layers, store.grid.slices
     accuracy = {(n, m): 0.9, (n - 1, m): 0.885, (1, m): 0.7}
-    monkeypatch.setattr(store_planner, "_importance", lambda store, config: (None, accuracy))
+    monkeypatch.setattr(StorePlanner, "_importance_of", lambda planner, config: (None, accuracy))
     request = planner_of(store).request(STIConfig(max_loss=1.5), Workload(128))
     assert (request.submodels, request.max_loss, request.submodel_accuracy) == ("measured", 1.5, accuracy)
 

@@ -88,6 +88,8 @@ def test_measured(
         bytes_read=0,
         row_bytes_read=0,
         bits=plan.bits,
+        predicted=plan.predicted_latency,
+        target_latency=plan.target_latency,
     )
     lanes = measured_lanes(plan, run)
     sums = np.array(steps).sum(axis=0)

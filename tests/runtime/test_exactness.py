@@ -117,10 +117,13 @@ def test_submodel_is_the_stock_model_without_the_rest(
 @pytest.mark.parametrize("gemm", GEMMS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
 def test_every_compute_path_gives_the_same_answer(gemm: str, dtype: str, tolerance: float, tmp_path: Path) -> None:
+    path = ComputePath(dtype, gemm)
+    if not path.works():
+        pytest.skip(f"this processor does not multiply in {dtype} by {gemm}")
     stock = tiny_model(head_of("bert"))
     store = store_of(stock, tmp_path / "store")
     plan = plan_of(store, np.full((store.grid.layers, store.grid.slices), FULL))
-    model = running(store, plan, ComputePath(dtype, gemm))
+    model = running(store, plan, path)
     inputs = tiny_inputs(stock)
     with torch.no_grad():
         expected = logits_of(stock(**inputs))

@@ -196,6 +196,22 @@ def test_narrower_dtypes_are_as_stock(model: Any) -> None:
     assert torch.allclose(narrow(**inputs).logits.float(), expected.float(), atol=0.15)
 
 
+def test_other_weights_are_refused(model: Any) -> None:
+    """They would be a mixture of these and the store's."""
+    for strict in (True, False):
+        with pytest.raises(UnsupportedUseError, match="shard a checkpoint that has them"):
+            model.load_state_dict(STOCK.state_dict(), strict=strict)
+    check(model)
+
+
+def test_a_weight_that_is_in_the_store_says_so(model: Any) -> None:
+    query = model.bert.encoder.layer[1].attention.self.query
+    assert not hasattr(query, "weight")
+    with pytest.raises(UnsupportedUseError, match="q of layer 1 is in the model's store"):
+        print(query.weight)
+    check(model)
+
+
 def test_saving_is_refused_and_leaves_nothing(model: Any, tmp_path: Path) -> None:
     for save in (model.save_pretrained, model.push_to_hub):
         with pytest.raises(UnsupportedUseError, match=str(model.sti.store.path)):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from sti_hf.errors import WeightInStoreError
 from sti_hf.runtime.blocks import Block
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.inference import Inference
@@ -25,6 +28,14 @@ class ElasticLinear(StoredPart, nn.Module):
         self.bias = linear.bias
         self._forwards = forwards
         self._narrow_bias: tuple[nn.Parameter, int, Tensor] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise WeightInStoreError(
+                f"{self.matrix} of layer {self.layer} is in the model's store and has no weight in memory: read the "
+                "checkpoint's, or full_model(store) of sti_hf.integrations.full_model."
+            )
+        return super().__getattr__(name)
 
     def stock(self) -> nn.Linear:
         """The module in whose place this stands, with its bias and without a weight (on the device meta)."""

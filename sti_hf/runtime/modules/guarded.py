@@ -27,7 +27,7 @@ Call = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """What a guarded forward does with its module, its class's own forward, and the inputs."""
 
 FORWARD, REDUCE, GUARDED = "forward", "__reduce_ex__", "_guarded"
-"""The attributes of a module that `nn.Module.__call__` calls, and `copy` and `pickle`; and a guarded forward's mark."""
+"""The attributes that `nn.Module.__call__` calls, and `copy` and `pickle`; and the mark of a guarded forward."""
 
 
 class PlannedLayers(StoredPart, nn.ModuleList):

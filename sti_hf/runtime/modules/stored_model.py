@@ -65,6 +65,14 @@ def tie_weights(model: Any, *args: Any, **kwargs: Any) -> None:
     """Nothing is to be done: a store has tied weights once."""
 
 
+def load_state_dict(model: Any, *args: Any, **kwargs: Any) -> NoReturn:
+    """Raises `UnsupportedUseError`: the model would be a mixture of these weights and its store's."""
+    raise UnsupportedUseError(
+        f"This model's weights are in its store, {model.sti.store.path}: to run others, shard a checkpoint that has "
+        "them."
+    )
+
+
 def save_pretrained(model: Any, *args: Any, **kwargs: Any) -> NoReturn:
     """Raises `UnsupportedUseError`: the weights are in the store already."""
     raise UnsupportedUseError(
@@ -89,6 +97,7 @@ METHODS: dict[str, Callable[..., Any]] = {
             get_memory_footprint,
             resize_token_embeddings,
             tie_weights,
+            load_state_dict,
             save_pretrained,
             push_to_hub,
         )
