@@ -82,7 +82,7 @@ def test_a_home_that_takes_nothing(
 # One measures, the others wait.
 
 
-def test_threads_measure_once(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_measure_once(store: ShardStore, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, calls, found = threading.Event(), threading.Event(), [], []
 
     def measure(*arguments: Any, **options: Any) -> MeasuredDevice:
