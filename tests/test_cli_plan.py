@@ -76,4 +76,4 @@ def test_a_latency_that_cannot_be_met(sti: Sti, store: Path) -> None:
     strict = sti("plan", store, "--target-latency", "10us", "--strict")
     assert strict.status == 2
     assert strict.out == ""
-    assert "No plan of 128 tokens meets the target latency of 0 ms: the fastest, the whole model" in strict.err
+    assert "No plan of 128 tokens meets the target latency of 0.01 ms: the fastest, the whole model" in strict.err
