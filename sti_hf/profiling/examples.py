@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from sti_hf.architectures import get_architecture
 from sti_hf.errors import SourceError
 from sti_hf.profiling.tasks import Task
 
@@ -162,11 +163,7 @@ def batches_by_length(
 
 def longest_input(model: PreTrainedModel) -> int:
     """Tokens of the longest input that the model's position embeddings admit."""
-    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if positions is None:
-        return int(model.config.max_position_embeddings)
-    # Families with a padding position (RoBERTa, MPNet) count positions from behind it.
-    return int(positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1))
+    return get_architecture(model.config).longest_input(model.config)
 
 
 def model_order(task: Task, examples: Examples, config: PreTrainedConfig) -> Tensor | None:
