@@ -95,3 +95,13 @@ def test_planning_needs_numpy_alone() -> None:
         "assert not {'torch', 'transformers', 'accelerate'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(PACKAGE)], check=True, cwd=ROOT)
+
+
+LOCKED_IN_A_FORKED_CHILD = re.compile(
+    r"from functools import .*cached_property|@functools\.cached_property|^\w+ = .*\.R?Lock\(", re.M
+)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_locks_of_a_process_are_those_that_forked_children_find_free(path: Path) -> None:
+    assert not LOCKED_IN_A_FORKED_CHILD.search(path.read_text())

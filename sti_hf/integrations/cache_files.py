@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sti_hf.forking import ThreadsLock
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.shards.unfinished import unfinished_file
 
@@ -22,7 +22,7 @@ LOOK_EVERY = 0.05
 """Seconds: the kernel has no wait for a lock that ends."""
 
 _warned_of: set[Path] = set()
-_one_thread = threading.Lock()
+_one_thread = ThreadsLock()
 
 
 def keep_file(path: Path, content: str) -> bool:
@@ -98,11 +98,3 @@ def _wait_for(descriptor: int) -> bool:
             if time.monotonic() > until:
                 return False
             time.sleep(LOOK_EVERY)
-
-
-def _forget_other_threads() -> None:
-    global _one_thread
-    _one_thread = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_other_threads)

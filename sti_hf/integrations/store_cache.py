@@ -6,7 +6,6 @@ import errno
 import hashlib
 import inspect
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoConfig, PreTrainedModel
 
 from sti_hf.errors import STIError, StoreError
+from sti_hf.forking import ThreadsLock
 from sti_hf.integrations.checkpoint import shard_source, source_files
 from sti_hf.integrations.checkpoint_model import NO_ARGUMENTS, source_config
 from sti_hf.integrations.model_classes import named_class
@@ -23,7 +23,7 @@ from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
-_sharding = threading.Lock()
+_sharding = ThreadsLock()
 """Held while a checkpoint is loaded: Transformers' loader replaces functions for the whole process, and two at once
 would put back each other's."""
 

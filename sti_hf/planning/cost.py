@@ -7,13 +7,13 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from sti_hf.errors import ProfileError
+from sti_hf.forking import cached_property
 from sti_hf.shards.layout import BLOCK, FIDELITIES
 
 VERSION = 3

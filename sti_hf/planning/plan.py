@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from sti_hf.errors import PlanError
+from sti_hf.forking import cached_property
 from sti_hf.planning.summary import summarize
 from sti_hf.planning.timeline import Timeline
 from sti_hf.planning.workload import Workload

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from sti_hf.architectures.depth import kept_layers
+from sti_hf.forking import cached_property
 from sti_hf.planning.request import ROUNDING, PlanRequest
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sti_hf.forking import cached_property
 from sti_hf.profiling.examples import Batch, Examples, model_order, tokenize
 from sti_hf.profiling.metrics import Score, chance, score
 from sti_hf.profiling.tasks import Metric, Task

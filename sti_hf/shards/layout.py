@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from sti_hf.architectures.grid import Grid
+from sti_hf.forking import cached_property
 
 BLOCK = 4096
 """Reads start and end at multiples of this (bytes): what direct IO asks for on every common disk."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.architectures.depth import DEPTH_RULE
 from sti_hf.architectures.grid import Grid
 from sti_hf.errors import StoreError, StoreReplacedError
+from sti_hf.forking import cached_property
 from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, HEADER_PIECE, KINDS, LayerLayout
 
 FORMAT_VERSION = 1

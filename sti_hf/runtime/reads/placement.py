@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from sti_hf import native
+from sti_hf.forking import cached_property
 from sti_hf.planning import ExecutionPlan
 from sti_hf.planning.refinement import EXTRA, PLANNED, REQUIRED, refined_staging
 from sti_hf.planning.staging import place_layers, reads_downwards
