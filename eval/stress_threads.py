@@ -107,7 +107,6 @@ class Stress:
         child = os.fork()
         if child == 0:
             signal.alarm(CHILD_SECONDS)
-            torch.set_num_threads(1)
             code = 1
             try:
                 self.check(self.models[slot], chance.choice(LENGTHS))

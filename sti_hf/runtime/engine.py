@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 from sti_hf.architectures import Architecture
 from sti_hf.errors import UnsupportedUseError
@@ -25,7 +28,7 @@ class Engine:
 
     def __init__(self, architecture: Architecture, book: PlanBook, streamer: ShardStreamer, tables: Tables) -> None:
         self.architecture, self.book, self.streamer, self.tables = architecture, book, streamer, tables
-        self.guard = Guard(streamer.after_fork)
+        self.guard = Guard(functools.partial(_make_ready_after_fork, streamer))
         self.last_run: RunTimeline | None = None
         self._watch = Watch()
         self._inference: Inference | None = None
@@ -130,3 +133,9 @@ class Engine:
         self.streamer.close()
         self.streamer.prepared.give_back()
         self.tables.close()
+
+
+def _make_ready_after_fork(streamer: ShardStreamer) -> None:
+    # PyTorch's threads are the parent's too, and waiting for them would never end: DataLoader does the same.
+    torch.set_num_threads(1)
+    streamer.after_fork()

@@ -1,4 +1,4 @@
-"""Who may run: one thread at a time, nobody after `close`, and a forked child with threads of its own."""
+"""Who may run: one thread at a time, nobody after `close`, and a forked child once it has made itself ready."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -150,6 +151,24 @@ def test_a_forked_child_answers_from_threads_of_its_own(store: ShardStore, while
     assert results == [0]
     assert torch.equal(logits_of(model(**INPUTS)), expected)
     model.sti.close()
+
+
+def test_a_forked_child_does_not_wait_for_the_computing_threads_of_its_parent(store: ShardStore) -> None:
+    model = load(store)
+    expected = logits_of(model(**INPUTS))
+    torch.set_num_threads(2)
+    try:
+        torch.zeros(1 << 20).exp_()  # enough for both
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            right = torch.equal(logits_of(model(**INPUTS)), expected)
+            torch.zeros(1 << 20).exp_()
+            os._exit(0 if right else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(1)
+        model.sti.close()
 
 
 def test_a_store_that_is_removed_or_replaced_serves_on(store: ShardStore, tmp_path: Path) -> None:
