@@ -16,7 +16,7 @@ from sti_hf.errors import ConfigurationError, LoadingError, STIError
 from sti_hf.integrations import quantizer as _quantizer  # noqa: F401 - Transformers learns of it
 from sti_hf.integrations.building import build_model
 from sti_hf.integrations.load_arguments import LoadArguments, check_attention, requested
-from sti_hf.integrations.pipelines import pipeline_arguments
+from sti_hf.integrations.pipelines import pipeline_arguments, refuse_late_configuration
 from sti_hf.integrations.reopening import reopening
 from sti_hf.integrations.session import open_session
 from sti_hf.integrations.store_cache import resolve_store
@@ -33,6 +33,7 @@ def install() -> None:
 
     @functools.wraps(stock)
     def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
+        refuse_late_configuration()
         pipeline = pipeline_arguments()
         try:
             source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
@@ -51,6 +52,7 @@ def install() -> None:
 
     from_pretrained._takes_sti_config = True  # type: ignore[attr-defined]
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
+    refuse_late_configuration()
 
 
 def _sti_config(source: Any, kwargs: dict[str, Any], pipeline: dict[str, Any]) -> STIConfig | None:

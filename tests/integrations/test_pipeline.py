@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from transformers import (
+    AutoTokenizer,
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -157,6 +160,46 @@ def test_after_it_other_models_are_stock(tmp_path: Path) -> None:
 
 
 # Errors: one sentence, and never another class than the task's.
+
+
+@pytest.mark.parametrize("elastic", [True, False])
+def test_a_model_that_is_loaded_already_cannot_be_configured(elastic: bool, tmp_path: Path) -> None:
+    build: Any = pipeline
+    source = checkpoint(BertForSequenceClassification, tmp_path)
+    model: Any = BertForSequenceClassification.from_pretrained(source, **({"sti_config": STOCK} if elastic else {}))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    with pytest.raises(ConfigurationError, match="loaded already"):
+        build("text-classification", model=model, tokenizer=tokenizer, sti_config=STOCK)
+    if not elastic:
+        with pytest.raises(ConfigurationError, match="loaded already"):
+            build("text-classification", model=model, tokenizer=tokenizer, model_kwargs={"sti_config": STOCK})
+    check_alike(
+        build("text-classification", model=model, tokenizer=tokenizer)(TEXTS),
+        build("text-classification", model=str(source))(TEXTS),
+    )
+    if elastic:
+        model.sti.close()
+
+
+IMPORTED_LATE = """
+import sys
+import sti_hf
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+assert "transformers.pipelines.base" not in sys.modules
+from transformers import pipeline
+source = sys.argv[1]
+model = BertForSequenceClassification.from_pretrained(source)
+try:
+    pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(source), sti_config={})
+except sti_hf.STIError:
+    raise SystemExit(0)
+raise SystemExit(1)
+"""
+
+
+def test_also_where_pipelines_are_imported_after_sti_hf(tmp_path: Path) -> None:
+    source = checkpoint(BertForSequenceClassification, tmp_path)
+    assert subprocess.run([sys.executable, "-c", IMPORTED_LATE, str(source)]).returncode == 0
 
 
 @pytest.mark.parametrize("at_top_level", [True, False])
