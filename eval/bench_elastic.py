@@ -23,10 +23,10 @@ from eval.command import one_line_errors
 from eval.glue_runs.circumstances import command_line, machine
 from eval.markdown import table
 from sti_hf import shard_checkpoint
-from sti_hf.architectures.depth import kept_layers
-from sti_hf.architectures.layer_runner import HiddenStates, LayerRunner
 from sti_hf.integrations.full_model import full_model
 from sti_hf.integrations.tokenizer import load_tokenizer
+from sti_hf.model.depth import kept_layers
+from sti_hf.model.layer_runner import HiddenStates, LayerRunner
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import PARTS, Examples, load_examples
 from sti_hf.profiling.metrics import load_metric

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sti_hf.architectures.grid import Grid
+from sti_hf.model.grid import Grid
 from sti_hf.planning import AdditiveImportance, DeviceProfile, ImportanceProfile, PlanRequest, Workload, make_plan
 from sti_hf.planning.planner import ALLOCATORS
 from sti_hf.shards.layout import FIDELITIES, LayerLayout

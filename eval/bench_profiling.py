@@ -22,8 +22,8 @@ import torch
 from transformers import AutoTokenizer
 
 from sti_hf import shard_checkpoint
-from sti_hf.architectures.layer_runner import LayerExecutions, LayerRunner
 from sti_hf.integrations.full_model import full_model
+from sti_hf.model.layer_runner import LayerExecutions, LayerRunner
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import Examples, load_examples
 from sti_hf.profiling.exhaustive import raised_scores

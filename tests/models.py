@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from sti_hf.architectures import supported_model_types
+from sti_hf.model import supported_model_types
 
 LAYERS, HEADS, HIDDEN, FFN, VOCABULARY, POSITIONS = 3, 4, 32, 64, 211, 70
 

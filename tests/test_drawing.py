@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from sti_hf import ExecutionPlan
-from sti_hf.architectures import Grid
 from sti_hf.drawing import COMPUTING, DECOMPRESSING, READING, STYLES, TARGET, draw_plan, terminal
+from sti_hf.model import Grid
 from sti_hf.planning import PlanRequest, Workload, make_plan
 from sti_hf.planning.timeline import Timeline
 from sti_hf.shards.layout import FULL, LayerLayout

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from sti_hf.architectures import Grid
+from sti_hf.model import Grid
 from sti_hf.profiling.submodels import coarse_grid
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers import DEFAULT_QUANTIZER, QUANTIZER_NAMES

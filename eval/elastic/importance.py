@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 from sti_hf.profiling.examples import Batch
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 
 from eval.elastic.scores import Scores
 from eval.markdown import table
-from sti_hf.architectures.depth import DEPTH_RULE
+from sti_hf.model.depth import DEPTH_RULE
 from sti_hf.profiling.tasks import Task
 
 TEXT = """\

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eval.elastic.importance import FirstOrderImportance
-from sti_hf.architectures import get_architecture
-from sti_hf.architectures.base import HEAD_MATRICES
+from sti_hf.model import get_architecture
+from sti_hf.model.architecture import HEAD_MATRICES
 
 
 @torch.no_grad()

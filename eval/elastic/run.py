@@ -17,8 +17,8 @@ from eval.elastic.phases import PHASE_FACTS, Phases, load_classifier
 from eval.elastic.scores import Scores, submodel_scores
 from eval.elastic.submodels import Submodels
 from sti_hf import ShardStore, shard_checkpoint
-from sti_hf.architectures import get_architecture
 from sti_hf.integrations.calibration_text import CalibrationText
+from sti_hf.model import get_architecture
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import load_examples
 from sti_hf.profiling.metrics import load_metric

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sti_hf.architectures import Grid
+from sti_hf.model import Grid
 
 
 @dataclass(frozen=True, eq=False)

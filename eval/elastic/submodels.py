@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eval.elastic.sliced_linear import SlicedLinear
-from sti_hf.architectures import get_architecture
-from sti_hf.architectures.depth import kept_layers
-from sti_hf.architectures.layer_runner import (
+from sti_hf.model import get_architecture
+from sti_hf.model.depth import kept_layers
+from sti_hf.model.layer_runner import (
     given_output,
     input_of_layer,
     layers_of,

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sti_hf.architectures.layer_runner import HiddenStates, LayerRunner
 from sti_hf.integrations.full_model import full_model
 from sti_hf.integrations.tokenizer import load_tokenizer
+from sti_hf.model.layer_runner import HiddenStates, LayerRunner
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import Batch, load_examples, tokenize
 from sti_hf.profiling.metrics import load_metric, score

@@ -6,12 +6,12 @@ import argparse
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from sti_hf.architectures import get_architecture
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_json, sti_config
 from sti_hf.config import STIConfig
 from sti_hf.drawing import draw_run, terminal
 from sti_hf.errors import InputError
 from sti_hf.integrations.model_classes import bare_class, stock_class
+from sti_hf.model import get_architecture
 from sti_hf.shards.store import ShardStore
 
 if TYPE_CHECKING:

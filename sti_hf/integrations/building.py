@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sti_hf.architectures.base import WORD_EMBEDDINGS
 from sti_hf.errors import UnsupportedModelError
 from sti_hf.integrations.assigning import assign_weights, lacks, mismatches
 from sti_hf.integrations.empty_parameters import EmptyParameters
@@ -63,7 +62,7 @@ def build_model(
     has them in other shapes, and what the class itself raises for its arguments.
     """
     store = session.store
-    dtype = dtype_of(config.dtype) or getattr(torch, store.index.tables[WORD_EMBEDDINGS].dtype)
+    dtype = dtype_of(config.dtype) or _stored_dtype(store)
     if hasattr(config, "transformers_weights"):  # the name of the store's resident weights: no checkpoint's
         del config.transformers_weights
     model = empty_model(model_class, config, dtype, arguments, named_arguments)
@@ -75,3 +74,10 @@ def build_model(
         raise mismatches(store, model, assigned.mismatched)
     model.config.quantization_config = session.config
     return model.eval(), assigned.unexpected
+
+
+def _stored_dtype(store: ShardStore) -> torch.dtype:
+    """The dtype of what a store keeps as the checkpoint had it; float32 where that is nothing."""
+    names = [*(table.dtype for table in store.index.tables.values()), store.index.full_dtype or "float32"]
+    dtype: torch.dtype = getattr(torch, names[0])
+    return dtype

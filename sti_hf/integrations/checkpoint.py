@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from sti_hf.architectures import get_architecture
 from sti_hf.errors import SourceError
 from sti_hf.integrations.calibration_text import CalibrationText, Texts, calibration_batches
 from sti_hf.integrations.checkpoint_model import NO_ARGUMENTS, checkpoint_model, source_config
 from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
 from sti_hf.integrations.tokenizer import copy_tokenizer, tokenizer_files
 from sti_hf.integrations.weight_files import weight_files
+from sti_hf.model import get_architecture
 from sti_hf.shards.permissions import readers_of
 from sti_hf.shards.quantizers import CALIBRATED, DEFAULT_QUANTIZER, get_quantizer
 from sti_hf.shards.sharding import write_store

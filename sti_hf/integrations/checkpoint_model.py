@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
-from sti_hf.architectures import get_architecture
 from sti_hf.errors import SourceError, StoreError, UnsupportedModelError
 from sti_hf.integrations.model_classes import bare_class, named_class, unclear_class
 from sti_hf.integrations.sources import ADAPTER_FILE, Source, in_one_sentence
 from sti_hf.integrations.weight_files import read_weights, weight_files
+from sti_hf.model import get_architecture
 
 NO_ARGUMENTS: Mapping[str, Any] = {}
 SHOWN = 4

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from sti_hf.architectures import get_architecture
-from sti_hf.architectures.base import base_prefix
 from sti_hf.integrations.assigning import assign_weights, lacks, mismatches
 from sti_hf.integrations.building import empty_model
 from sti_hf.integrations.model_classes import stock_class
 from sti_hf.integrations.structure import check_structure
+from sti_hf.model import get_architecture
+from sti_hf.model.architecture import base_prefix
 from sti_hf.shards.partition import inverse_order, join_layer, permute_biases
 from sti_hf.shards.reading import read_full_layer, read_table
 from sti_hf.shards.resident import read_resident

@@ -18,12 +18,12 @@ from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from sti_hf.architectures import get_architecture
-from sti_hf.architectures.layer_runner import LayerRunner
 from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.full_model import full_model
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.integrations.tokenizer import load_tokenizer
+from sti_hf.model import get_architecture
+from sti_hf.model.layer_runner import LayerRunner
 from sti_hf.planning.importance_file import (
     METHODS,
     StoredProfile,

@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
-from sti_hf.architectures import get_architecture
 from sti_hf.config import DEFAULT_SEQ_LEN, STIConfig
 from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.store_cache import cache_home
+from sti_hf.model import get_architecture
 from sti_hf.planning import (
     DeviceProfile,
     ExecutionPlan,

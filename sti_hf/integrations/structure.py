@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sti_hf.architectures import get_architecture
-from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.errors import ConfigurationError
+from sti_hf.model import get_architecture
+from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.shards.store import ShardStore
 
 
@@ -37,16 +37,17 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
 
 def _sizes(config: PreTrainedConfig, store: ShardStore) -> dict[str, Any]:
     """What the fields of a configuration must be."""
-    grid, tables = store.grid, store.index.tables
-    words, positions = tables[WORD_EMBEDDINGS], tables.get(POSITION_EMBEDDINGS)
+    grid, tables, rows = store.grid, store.index.tables, store.grid.matrix_rows
     sizes = {
         "num_hidden_layers": grid.layers,
-        "num_attention_heads": grid.slices,
+        "num_key_value_heads": grid.slices,
+        "num_attention_heads": grid.slices * rows["q"] // rows["k"],
         "hidden_size": grid.row_length,
-        get_architecture(config).ffn_size: dict(grid.rows)["up"] * grid.slices,
-        "vocab_size": words.rows,
-        "embedding_size": words.columns,
+        get_architecture(config).ffn_size: rows["up"] * grid.slices,
     }
+    words, positions = tables.get(WORD_EMBEDDINGS), tables.get(POSITION_EMBEDDINGS)
+    if words is not None:
+        sizes |= {"vocab_size": words.rows, "embedding_size": words.columns}
     if positions is not None:
         sizes["max_position_embeddings"] = positions.rows
     return sizes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sti_hf.architectures.grid import Grid
 from sti_hf.errors import ProfileError
+from sti_hf.model.grid import Grid
 from sti_hf.planning.checked import CheckedPlans
 from sti_hf.shards.layout import FIDELITIES, PLANES
 

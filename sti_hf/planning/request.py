@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sti_hf.architectures.grid import Grid
 from sti_hf.errors import PlanError
 from sti_hf.forking import cached_property
+from sti_hf.model.grid import Grid
 from sti_hf.planning.cost import DeviceProfile
 from sti_hf.planning.importance import ImportanceProfile
 from sti_hf.planning.reads import PieceTable

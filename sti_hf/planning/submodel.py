@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sti_hf.architectures.depth import kept_layers
 from sti_hf.forking import cached_property
+from sti_hf.model.depth import kept_layers
 from sti_hf.planning.request import ROUNDING, PlanRequest
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sti_hf.architectures.base import Matrix
 from sti_hf.errors import SourceError
+from sti_hf.model.architecture import Matrix
 from sti_hf.planning.effects import LEVELS, EffectsImportance
 from sti_hf.profiling.checked_plans import check_plans, plans_to_check
 from sti_hf.profiling.outputs import Batch, check_texts, directions

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from sti_hf.architectures import get_architecture
 from sti_hf.errors import SourceError
+from sti_hf.model import get_architecture
 from sti_hf.profiling.tasks import Task
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sti_hf.architectures.layer_runner import HiddenStates, LayerRunner
 from sti_hf.errors import SourceError
+from sti_hf.model.layer_runner import HiddenStates, LayerRunner
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.metrics import Score
 from sti_hf.profiling.plan_weights import PlanWeights

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from sti_hf.architectures.layer_runner import LayerRunner
 from sti_hf.errors import ConfigurationError
+from sti_hf.model.layer_runner import LayerRunner
 from sti_hf.planning.exhaustive import ExhaustiveImportance
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.exhaustive import choose_base, raised_scores, uniform_score

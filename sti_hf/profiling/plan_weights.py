@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sti_hf.architectures import Matrix, get_architecture
+from sti_hf.model import Matrix, get_architecture
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.partition import inverse_order, join_layer
 from sti_hf.shards.reading import read_full_layer, read_quantized_layer

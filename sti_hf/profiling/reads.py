@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from sti_hf import native
-from sti_hf.architectures.base import WORD_EMBEDDINGS
+from sti_hf.model.architecture import WORD_EMBEDDINGS
 from sti_hf.runtime.buffers import allocate
 from sti_hf.runtime.reads.placement import REQUEST_BYTES
 from sti_hf.runtime.reads.streamer import READING_THREADS

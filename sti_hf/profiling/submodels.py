@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sti_hf.architectures.layer_runner import HiddenStates, LayerRunner
+from sti_hf.model.layer_runner import HiddenStates, LayerRunner
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import PLANES

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.errors import StoreError
+from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.modules.elastic_linear import ElasticLinear
 from sti_hf.runtime.modules.guarded import guard, guard_layers, release
@@ -19,7 +19,7 @@ from sti_hf.runtime.modules.streamed_decoder import StreamedDecoder
 from sti_hf.shards.store import ShardStore
 
 INDICES = {WORD_EMBEDDINGS: "Token ids", POSITION_EMBEDDINGS: "Positions (one for each token of a text)"}
-"""What indexes a table, in messages."""
+"""What indexes a table, in messages; of others their name."""
 
 
 def attach(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> None:
@@ -59,7 +59,13 @@ def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> No
     guard_layers(layers, forwards)
     for name, path in architecture.embeddings(model.config).items():
         if name in store.index.tables:
-            _replace(base, path, RowGatheredEmbedding(base.get_submodule(path), name, INDICES[name], forwards))
+            _replace(
+                base,
+                path,
+                RowGatheredEmbedding(
+                    base.get_submodule(path), name, INDICES.get(name, f"Indices of {name}"), forwards
+                ),
+            )
     names = {name for name, _ in model.named_modules()}
     for path in names.intersection(architecture.lm_decoders):
         decoder: Any = model.get_submodule(path)

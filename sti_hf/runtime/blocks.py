@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sti_hf import native
-from sti_hf.architectures.grid import Grid
+from sti_hf.model.grid import Grid
 from sti_hf.shards.store import ShardStore
 
 WORKING_BYTES = 2400 << 10

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
-from sti_hf.architectures import Architecture
 from sti_hf.errors import UnsupportedUseError
+from sti_hf.model import Architecture
 from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.runtime.guard import Guard
 from sti_hf.runtime.inference import Inference

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sti_hf.architectures import Architecture
 from sti_hf.errors import UnsupportedUseError
+from sti_hf.model import Architecture
 from sti_hf.planning import Workload
 from sti_hf.runtime.blocks import Block
 from sti_hf.runtime.precision import LayerPrecision

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sti_hf.architectures import Architecture
 from sti_hf.errors import InputError, UnsupportedUseError
+from sti_hf.model import Architecture
 from sti_hf.planning import Workload
 
 ID_DTYPES = (torch.int64, torch.int32)
@@ -50,7 +50,7 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
 def check_length(module: Any, architecture: Architecture, inputs: Mapping[str, Any], workload: Workload) -> None:
     """Raises `InputError` where a base model's inputs are longer than it has positions."""
     longest, ids = architecture.longest_input(module.config), inputs.get("input_ids")
-    if workload.tokens <= longest or inputs.get("position_ids") is not None:
+    if not architecture.bounded_positions or workload.tokens <= longest or inputs.get("position_ids") is not None:
         return
     tokens = workload.tokens
     if architecture.skips_padding and isinstance(ids, Tensor):

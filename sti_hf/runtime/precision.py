@@ -49,7 +49,9 @@ class LayerPrecision:
         self._shared.clear()
 
     def _of_all_layers(self, value: Any) -> Any:
-        """Masks and position biases are one tensor for all layers: it is converted once."""
+        """Masks, position biases and rotary tables are the same tensors for all layers: each is converted once."""
+        if isinstance(value, tuple):
+            return tuple(map(self._of_all_layers, value))
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
         if id(value) not in self._shared:

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sti_hf.architectures import architecture_of
 from sti_hf.config import STIConfig
 from sti_hf.errors import UnsupportedUseError
+from sti_hf.model import architecture_of
 from sti_hf.planning import ExecutionPlan, Planner
 from sti_hf.runtime.attach import attach
 from sti_hf.runtime.engine import Engine

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sti_hf.architectures.grid import Grid
 from sti_hf.forking import cached_property
+from sti_hf.model.grid import Grid
 
 BLOCK = 4096
 """Reads start and end at multiples of this (bytes): what direct IO asks for on every common disk."""

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sti_hf.architectures import Architecture, Grid, Matrix
-from sti_hf.architectures.base import CUT_BY_COLUMNS
 from sti_hf.errors import UnsupportedModelError
+from sti_hf.model import Architecture, Grid, Matrix
+from sti_hf.model.architecture import CUT_BY_COLUMNS
 
 
 def split_layer(

@@ -10,8 +10,8 @@ import numpy as np
 from safetensors.torch import save
 
 from sti_hf import native
-from sti_hf.architectures import Architecture
 from sti_hf.errors import ConfigurationError
+from sti_hf.model import Architecture
 from sti_hf.shards.layout import KINDS
 from sti_hf.shards.partition import permute_biases
 from sti_hf.shards.reading import read_piece

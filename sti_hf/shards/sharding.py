@@ -14,10 +14,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sti_hf import native
-from sti_hf.architectures import Architecture, get_architecture
-from sti_hf.architectures.base import WORD_EMBEDDINGS, base_prefix
-from sti_hf.architectures.grid import Grid
 from sti_hf.errors import SourceError, UnsupportedModelError
+from sti_hf.model import Architecture, get_architecture
+from sti_hf.model.architecture import WORD_EMBEDDINGS, base_prefix
+from sti_hf.model.grid import Grid
 from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.partition import permute_biases, split_layer
 from sti_hf.shards.permissions import EVERYBODY
@@ -191,7 +191,8 @@ def _write_tables(
     for path in modules.intersection(architecture.lm_decoders):
         keys.add(f"{path}.weight")
         weight = _weight(model, path)
-        name = WORD_EMBEDDINGS if weight.data_ptr() == weights[WORD_EMBEDDINGS].data_ptr() else path
+        words = weights.get(WORD_EMBEDDINGS)
+        name = WORD_EMBEDDINGS if words is not None and weight.data_ptr() == words.data_ptr() else path
         weights.setdefault(name, weight)
         decoders.setdefault(name, []).append(path)
     tables = {}

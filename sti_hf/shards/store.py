@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from sti_hf import native
-from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
-from sti_hf.architectures.depth import DEPTH_RULE
-from sti_hf.architectures.grid import Grid
 from sti_hf.errors import StoreError, StoreReplacedError
 from sti_hf.forking import cached_property
+from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
+from sti_hf.model.depth import DEPTH_RULE
+from sti_hf.model.grid import Grid
 from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, HEADER_PIECE, KINDS, LayerLayout
 
 FORMAT_VERSION = 1
@@ -205,8 +205,9 @@ class ShardStore:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row of the word embeddings."""
-        return self.index.tables[WORD_EMBEDDINGS].row_bytes
+        """Bytes of a row of the word embeddings; 0 where there are none."""
+        table = self.index.tables.get(WORD_EMBEDDINGS)
+        return table.row_bytes if table else 0
 
     def position_bytes(self, tokens: int) -> int:
         """Bytes of the position embeddings of that many tokens, as far as they are read by row."""

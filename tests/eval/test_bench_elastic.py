@@ -18,8 +18,8 @@ from sti_hf import ShardStore, shard_checkpoint
 from sti_hf.integrations.tokenizer import load_tokenizer
 from sti_hf.profiling.examples import load_examples, tokenize
 from sti_hf.profiling.tasks import get_task
-from tests.architectures.submodels import cut_down
 from tests.eval.conftest import TinyTask
+from tests.model.submodels import cut_down
 from tests.models import HEADS, LAYERS
 from tests.tasks import use_local_metric
 
@@ -73,7 +73,7 @@ def test_end_to_end(tiny_sst2: TinyTask, tmp_path: Path, capsys: pytest.CaptureF
 
 def turned_store(tiny: TinyTask, folder: Path, order: list[list[int]]) -> ShardStore:
     """The store of the same model with its slices in another order."""
-    from sti_hf.architectures import get_architecture
+    from sti_hf.model import get_architecture
     from sti_hf.shards.reorder import reorder_store
 
     store = shard_checkpoint(tiny.checkpoint, folder / "turned", quantizer="gobo")

@@ -29,9 +29,9 @@ from eval.elastic.phases import last_checkpoint
 from eval.elastic.submodels import Submodels
 from eval.elastic.trainer import ElasticTrainer
 from sti_hf import ShardStore, native
-from sti_hf.architectures import Grid
 from sti_hf.errors import StoreError
 from sti_hf.integrations.store_planner import StorePlanner
+from sti_hf.model import Grid
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import StoreIndex
 from tests.integrations.checkpoints import DEVICE

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from sti_hf import ShardStore, shard_checkpoint
-from sti_hf.architectures import architecture_of
 from sti_hf.errors import StoreReplacedError
+from sti_hf.model import architecture_of
 from sti_hf.shards.reorder import reorder_store
 from tests.integrations.checkpoints import checkpoint
 from tests.models import tiny_inputs, tiny_model

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sti_hf.architectures.grid import Grid
+from sti_hf.model.grid import Grid
 from sti_hf.planning import AdditiveImportance, DeviceProfile, PlanRequest, Workload
 from sti_hf.planning.submodel import Submodel
 from sti_hf.shards.layout import BLOCK, FIDELITIES, KINDS, LayerLayout

@@ -15,8 +15,8 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from eval import bench_profiling
-from sti_hf.architectures import layer_runner
-from sti_hf.architectures.layer_runner import HiddenStates, LayerRunner
+from sti_hf.model import layer_runner
+from sti_hf.model.layer_runner import HiddenStates, LayerRunner
 from sti_hf.profiling.evaluation import Evaluation
 from sti_hf.profiling.examples import Examples
 from sti_hf.profiling.exhaustive import choose_base, raised_scores, uniform_score

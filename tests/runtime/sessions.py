@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sti_hf import STIConfig
-from sti_hf.architectures import get_architecture
 from sti_hf.integrations.store_model import load_model_on
+from sti_hf.model import get_architecture
 from sti_hf.planning import DeviceProfile, ExecutionPlan, OnePlan, PlanRequest, Workload, make_plan, predict_latency
 from sti_hf.planning.refinement import PLANE_FIDELITIES
 from sti_hf.planning.staging import MINIMUM_READ_AHEAD

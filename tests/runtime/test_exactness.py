@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 from sti_hf.runtime import blocks
 from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.modules.elastic_linear import ElasticLinear

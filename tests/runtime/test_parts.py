@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sti_hf.architectures import get_architecture
 from sti_hf.errors import UnsupportedUseError
+from sti_hf.model import get_architecture
 from tests.models import FAMILIES, head_of, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, plan_of, running, store_of
 

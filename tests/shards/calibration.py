@@ -10,7 +10,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sti_hf.architectures import Grid, get_architecture
+from sti_hf.model import Grid, get_architecture
 from sti_hf.shards.layout import PLANES
 from sti_hf.shards.partition import split_layer
 from sti_hf.shards.quantizers.lloyd import quantize_matrix

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 from sti_hf.shards.layout import FIDELITIES, PLANES
 from sti_hf.shards.partition import join_layer
 from sti_hf.shards.quantizers import Quantizer, get_quantizer

@@ -7,7 +7,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 from sti_hf.shards.layout import PLANES
 from sti_hf.shards.quantizers.calibrated.error_feedback import best_codes, feedback_codes
 from sti_hf.shards.quantizers.calibrated.forward_passes import CalibrationPass

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sti_hf.architectures import Grid, Matrix, get_architecture, supported_model_types
+from sti_hf.model import Grid, Matrix, get_architecture, supported_model_types
 from sti_hf.shards.partition import inverse_order, join_layer, permute_bias, split_layer, write_slice
 from tests.models import HEADS, TASK_HEADS, tiny_model
 

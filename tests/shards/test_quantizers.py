@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sti_hf.architectures.grid import Grid
+from sti_hf.model.grid import Grid
 from sti_hf.shards.layout import PLANES
 from sti_hf.shards.quantizers import QUANTIZERS, get_quantizer
 from sti_hf.shards.quantizers.base import codebooks_of_means

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from sti_hf.architectures import get_architecture
 from sti_hf.errors import StoreError
+from sti_hf.model import get_architecture
 from sti_hf.shards.partition import split_layer
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.reading import read_full_layer, read_quantized_layer

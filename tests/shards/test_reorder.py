@@ -17,9 +17,9 @@ from transformers import (
     RobertaModel,
 )
 
-from sti_hf.architectures import get_architecture
 from sti_hf.errors import StoreError
 from sti_hf.integrations.full_model import full_model
+from sti_hf.model import get_architecture
 from sti_hf.shards import whole
 from sti_hf.shards.layout import KINDS
 from sti_hf.shards.reading import read_piece

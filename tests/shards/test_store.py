@@ -44,7 +44,7 @@ def test_every_byte_is_where_the_layout_says(tmp_path: Path, quantizer: str) -> 
     model = tiny_model(TASK_HEADS["bert"][0])
     store = write_store(model, tmp_path / "s", quantizer=get_quantizer(quantizer), quantizer_name=quantizer)
     grid = store.grid
-    from sti_hf.architectures import get_architecture
+    from sti_hf.model import get_architecture
 
     architecture = get_architecture(model.config)
     modules = model.base_model.get_submodule(architecture.layers)

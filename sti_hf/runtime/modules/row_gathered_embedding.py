@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -17,7 +18,8 @@ from sti_hf.runtime.modules.part import StoredPart
 class RowGatheredEmbedding(StoredPart, nn.Module):
     """Embeddings whose rows are read from the store by index, each once a forward.
 
-    `table` names them in the store, `indices` in messages: what indexes them.
+    `table` names them in the store, `indices` in messages: what indexes them. What a subclass of `nn.Embedding` does
+    beside looking rows up (Gemma scales them), it does here too: its own forward runs, on the rows that are asked for.
     """
 
     def __init__(self, embedding: nn.Embedding, table: str, indices: str, forwards: Forwards) -> None:
@@ -27,6 +29,7 @@ class RowGatheredEmbedding(StoredPart, nn.Module):
         self.output_dtype = embedding.weight.dtype
         self.table, self.indices = table, indices
         self._forwards = forwards
+        self._weightless = None if type(embedding) is nn.Embedding else _weightless(embedding)
 
     @property
     def weight(self) -> Tensor:
@@ -36,7 +39,13 @@ class RowGatheredEmbedding(StoredPart, nn.Module):
 
     def stock(self) -> nn.Embedding:
         """The module in whose place this stands, without a weight (on the device meta)."""
-        return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta")
+        shape = self.num_embeddings, self.embedding_dim
+        if self._weightless is None:
+            return nn.Embedding(*shape, self.padding_idx, device="meta")
+        embedding = self._weightless
+        embedding.__dict__.pop("weight", None)
+        embedding.weight = nn.Parameter(torch.empty(shape, dtype=self.output_dtype, device="meta"))
+        return embedding
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RowGatheredEmbedding:
         self.output_dtype = fn(torch.empty(0, dtype=self.output_dtype)).dtype  # model.to(dtype)
@@ -50,9 +59,31 @@ class RowGatheredEmbedding(StoredPart, nn.Module):
             raise InputError(
                 f"{self.indices} must be 0 to {self.num_embeddings - 1}; these reach {ids[0]} to {ids[-1]}."
             )
-        rows = self._forwards.tables[self.table].read(ids.astype(np.int64))[torch.from_numpy(inverse.reshape(-1))]
+        rows = self._forwards.tables[self.table].read(ids.astype(np.int64))
+        places = torch.from_numpy(inverse.reshape(input_ids.shape)).to(input_ids.device)
+        embedded = self._look_up(rows.to(input_ids.device, self.output_dtype), places)
         self._forwards.note_embedding(time.perf_counter() - start)
-        return rows.view(*input_ids.shape, self.embedding_dim).to(input_ids.device, self.output_dtype)
+        return embedded
+
+    def _look_up(self, rows: Tensor, places: Tensor) -> Tensor:
+        if self._weightless is None:
+            return rows[places.view(-1)].view(*places.shape, self.embedding_dim)
+        self._weightless.__dict__["weight"] = rows
+        try:
+            embedded: Tensor = self._weightless(places)
+        finally:
+            self._weightless.__dict__["weight"] = None
+        return embedded
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+def _weightless(embedding: nn.Embedding) -> nn.Embedding:
+    """The same module without its weight."""
+    weightless = copy.copy(embedding)
+    weightless._parameters = {name: value for name, value in embedding._parameters.items() if name != "weight"}
+    weightless._buffers = dict(embedding._buffers)
+    weightless.padding_idx = None  # places of rows are no token ids
+    weightless.__dict__["weight"] = None
+    return weightless

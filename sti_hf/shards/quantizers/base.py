@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sti_hf.architectures.grid import Grid
+from sti_hf.model.grid import Grid
 from sti_hf.shards.layout import PLANES
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sti_hf.architectures.grid import Grid
+from sti_hf.model.grid import Grid
 from sti_hf.shards.layout import PLANES
 from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer, codebooks_of_means, collect_outliers
 

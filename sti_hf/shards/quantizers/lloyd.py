@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sti_hf.architectures.grid import Grid
+from sti_hf.model.grid import Grid
 from sti_hf.shards.layout import PLANES
 from sti_hf.shards.quantizers.base import QuantizedLayer, codebooks_of_means, collect_outliers
 

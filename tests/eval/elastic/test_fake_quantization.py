@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eval.elastic.fake_quantization import fake_quantized
-from sti_hf.architectures import Grid
+from sti_hf.model import Grid
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.quantizers import get_quantizer
 

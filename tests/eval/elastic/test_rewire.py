@@ -13,7 +13,7 @@ from transformers import BertForSequenceClassification, MPNetForSequenceClassifi
 from eval.elastic.importance import FirstOrderImportance, first_order_importance
 from eval.elastic.rewire import rewire
 from eval.elastic.task_loss import labelled_loss
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 from sti_hf.profiling.examples import Batch, Examples
 from tests.eval.elastic.test_submodels import CLASSIFIERS
 from tests.models import FFN, HEADS, LAYERS, tiny_inputs, tiny_model

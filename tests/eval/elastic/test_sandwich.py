@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from eval.elastic.distillation import logit_loss, state_loss
 from eval.elastic.sandwich import sandwich
-from sti_hf.architectures import Grid
+from sti_hf.model import Grid
 
 GRID = Grid(3, 8, 16, (("q", 2),))
 

@@ -15,9 +15,9 @@ from transformers import BertForSequenceClassification, MPNetForSequenceClassifi
 
 from eval.elastic.fake_quantization import fake_quantized
 from eval.elastic.submodels import Submodels
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 from sti_hf.shards.layout import FULL
-from tests.architectures.submodels import cut_down, silence
+from tests.model.submodels import cut_down, silence
 from tests.models import HEADS, LAYERS, TASK_HEADS, tiny_inputs, tiny_model
 
 IN_ORDER = [list(range(HEADS))] * LAYERS

@@ -166,7 +166,7 @@ def test_reorder(sti: Sti, folder: Path, profiled: Path, tmp_path: Path) -> None
 
 
 def test_an_interruption(sti: Sti, folder: Path, store: Path, profiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sti_hf.architectures.layer_runner import LayerRunner
+    from sti_hf.model.layer_runner import LayerRunner
 
     stock, calls = LayerRunner.finish, 0
 

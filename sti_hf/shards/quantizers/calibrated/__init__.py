@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sti_hf.architectures import get_architecture
-from sti_hf.architectures.base import Architecture
-from sti_hf.architectures.grid import Grid
-from sti_hf.architectures.layer_runner import Inputs
 from sti_hf.errors import SourceError
+from sti_hf.model import get_architecture
+from sti_hf.model.architecture import Architecture
+from sti_hf.model.grid import Grid
+from sti_hf.model.layer_runner import Inputs
 from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.layout import FIDELITIES, FULL
 from sti_hf.shards.partition import join_layer, split_layer, write_slice

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sti_hf.architectures.base import HEAD_MATRICES, Architecture, Matrix
-from sti_hf.architectures.grid import Grid
-from sti_hf.architectures.layer_runner import Inputs, LayerRunner
+from sti_hf.model.architecture import HEAD_MATRICES, Architecture, Matrix
+from sti_hf.model.grid import Grid
+from sti_hf.model.layer_runner import Inputs, LayerRunner
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 
 

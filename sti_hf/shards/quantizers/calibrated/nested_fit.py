@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sti_hf.architectures.base import Matrix
-from sti_hf.architectures.grid import Grid
+from sti_hf.model.architecture import Matrix
+from sti_hf.model.grid import Grid
 from sti_hf.process_memory import return_freed_memory
 from sti_hf.shards.layout import PLANES
 from sti_hf.shards.quantizers.calibrated.error_feedback import feedback_codes

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sti_hf.architectures.base import Architecture
-from sti_hf.architectures.layer_runner import Inputs, layers_of, output_of_layer
+from sti_hf.model.architecture import Architecture
+from sti_hf.model.layer_runner import Inputs, layers_of, output_of_layer
 from sti_hf.process_memory import return_freed_memory
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers.calibrated.forward_passes import token_mask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sti_hf.architectures.base import WORD_EMBEDDINGS, Architecture, Matrix
+from sti_hf.model.architecture import WORD_EMBEDDINGS, Architecture, Matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -29,5 +29,5 @@ class DistilBert(Architecture):
     def embeddings(self, config: PreTrainedConfig) -> dict[str, str]:
         """Without sinusoidal position embeddings: Transformers computes these anew, in place, wherever it loads."""
         if config.sinusoidal_pos_embds:
-            return {WORD_EMBEDDINGS: self.word_embeddings}
+            return {WORD_EMBEDDINGS: self.tables[WORD_EMBEDDINGS]}
         return super().embeddings(config)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sti_hf.architectures.base import Architecture, Matrix
+from sti_hf.model.architecture import Architecture, Matrix
 
 if TYPE_CHECKING:
     import torch

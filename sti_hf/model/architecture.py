@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sti_hf.architectures.grid import Grid
 from sti_hf.errors import UnsupportedModelError
+from sti_hf.model.grid import Grid
 
 if TYPE_CHECKING:  # planning imports this package for Grid and must not import torch with it
     from torch import nn
@@ -58,11 +58,11 @@ class Architecture:
     layers: ClassVar[str]
     """Path of the `nn.ModuleList` of layers inside `model.base_model`."""
 
-    word_embeddings: ClassVar[str] = "embeddings.word_embeddings"
-    """Path of the word embeddings inside `model.base_model`."""
-
-    position_embeddings: ClassVar[str] = "embeddings.position_embeddings"
-    """Path of the position embeddings inside `model.base_model`."""
+    tables: ClassVar[Mapping[str, str]] = {
+        WORD_EMBEDDINGS: "embeddings.word_embeddings",
+        POSITION_EMBEDDINGS: "embeddings.position_embeddings",
+    }
+    """Paths, inside `model.base_model`, of the embeddings that are read by row, by their names in a store."""
 
     matrices: ClassVar[tuple[Matrix, ...]]
     """Matrices of a layer in stored order: q, k, v, o, up, [gate,] down."""
@@ -81,8 +81,11 @@ class Architecture:
     skips_padding: ClassVar[bool] = False
     """Positions are counted over tokens that are not padding, from behind the padding token's id."""
 
+    bounded_positions: ClassVar[bool] = True
+    """A longer input than `longest_input` has no positions. Rotary ones go on for ever."""
+
     def longest_input(self, config: PreTrainedConfig) -> int:
-        """Tokens of the longest input that the position embeddings admit."""
+        """Tokens of the longest input that the model has positions for, or was made for."""
         behind = config.pad_token_id + 1 if self.skips_padding and config.pad_token_id is not None else 0
         return int(config.max_position_embeddings) - behind
 
@@ -97,26 +100,32 @@ class Architecture:
     def grid(self, config: PreTrainedConfig) -> Grid:
         """Cut of a model of this family: a slice is one attention head with its share of the FFN neurons.
 
-        Raises:
-            ValueError: the heads do not divide the hidden size or the FFN size, or the hidden size is not a multiple
-                of 8 (a bit-plane stores 8 weights of a row in a byte).
+        Where several query heads share a key and value head, a slice is that one with all its query heads.
+        Raises `UnsupportedModelError` where the slices would not be equal, or the hidden size is not a multiple of 8 (a
+        bit-plane stores 8 weights of a row in a byte).
         """
-        heads, hidden, ffn = config.num_attention_heads, config.hidden_size, getattr(config, self.ffn_size)
-        for name, size in (("hidden_size", hidden), (self.ffn_size, ffn)):
-            if size % heads:
-                raise UnsupportedModelError(
-                    f"{name} {size} cannot be cut into {heads} equal slices: it must be a multiple of "
-                    "the number of attention heads."
-                )
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        slices = getattr(config, "num_key_value_heads", None) or heads
+        head_size = getattr(config, "head_dim", None)
+        if head_size is None:
+            _check_cut("hidden_size", hidden, heads)
+            head_size = hidden // heads
+        _check_cut("num_attention_heads", heads, slices)
+        ffn = self.ffn_neurons(config)
+        _check_cut(self.ffn_size, ffn, slices)
         if hidden % 8:
             raise UnsupportedModelError(f"hidden_size {hidden} is not supported: it must be a multiple of 8.")
-        sizes = (hidden if matrix.name in HEAD_MATRICES else ffn for matrix in self.matrices)
-        rows = tuple((matrix.name, size // heads) for matrix, size in zip(self.matrices, sizes, strict=True))
-        return Grid(layers=config.num_hidden_layers, slices=heads, row_length=hidden, rows=rows)
+        sizes = {"q": heads * head_size, "k": slices * head_size, "v": slices * head_size, "o": heads * head_size}
+        rows = tuple((matrix.name, sizes.get(matrix.name, ffn) // slices) for matrix in self.matrices)
+        return Grid(layers=config.num_hidden_layers, slices=slices, row_length=hidden, rows=rows)
+
+    def ffn_neurons(self, config: PreTrainedConfig) -> int:
+        """FFN neurons of a layer."""
+        return int(getattr(config, self.ffn_size))
 
     def embeddings(self, config: PreTrainedConfig) -> dict[str, str]:
-        """Paths, inside `model.base_model`, of the embeddings that are read by row, by their names."""
-        return {WORD_EMBEDDINGS: self.word_embeddings, POSITION_EMBEDDINGS: self.position_embeddings}
+        """The `tables` that a model of this configuration has."""
+        return dict(self.tables)
 
     def linears(self, model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
         """The linear modules of every layer of a model of this family, by the name of their matrix."""
@@ -134,3 +143,11 @@ class Architecture:
         `heads[k]` is the checkpoint's index of the head in slice k. Neither `args` nor `kwargs` is changed in place.
         """
         return args, kwargs
+
+
+def _check_cut(name: str, size: int, slices: int) -> None:
+    if size % slices:
+        raise UnsupportedModelError(
+            f"{name} {size} cannot be cut into {slices} equal slices: it must be a multiple of the number of attention "
+            "heads that have keys of their own."
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sti_hf.architectures.bert import Bert
+from sti_hf.model.families.bert import Bert
 
 
 class Roberta(Bert):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 from sti_hf.shards.partition import join_layer, permute_bias, split_layer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from sti_hf.architectures.base import Architecture, Matrix
+from sti_hf.model.architecture import Architecture, Matrix
 
 
 class Bert(Architecture):

@@ -11,9 +11,9 @@ import pytest
 from torch import nn
 from transformers import GPT2Config
 
-import sti_hf.architectures
-from sti_hf.architectures import UnsupportedModelError, get_architecture, supported_model_types
-from sti_hf.architectures.base import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
+import sti_hf.model
+from sti_hf.model import UnsupportedModelError, get_architecture, supported_model_types
+from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from tests.models import FFN, HEADS, HIDDEN, LAYERS, POSITIONS, TASK_HEADS, tiny_config, tiny_model
 
 HEAD_CLASSES = [
@@ -91,12 +91,12 @@ def test_indivisible_sizes_are_rejected(model_type: str, overrides: dict[str, in
 
 def test_importing_architectures_imports_no_torch() -> None:
     """Planning imports this folder and stays free of torch; the package's own `__init__` is left out."""
-    root = Path(sti_hf.architectures.__file__).parents[1]
+    root = Path(sti_hf.model.__file__).parents[1]
     code = f"""
 import sys, types
 sys.modules["sti_hf"] = package = types.ModuleType("sti_hf")
 package.__path__ = [{str(root)!r}]
-import sti_hf.architectures
+import sti_hf.model
 assert not {{"torch", "transformers"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

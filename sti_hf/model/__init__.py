@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sti_hf.architectures.base import Architecture, Matrix, UnsupportedModelError
-from sti_hf.architectures.bert import Bert
-from sti_hf.architectures.distilbert import DistilBert
-from sti_hf.architectures.electra import Electra
-from sti_hf.architectures.grid import Grid
-from sti_hf.architectures.mpnet import MPNet
-from sti_hf.architectures.roberta import Roberta
+from sti_hf.model.architecture import Architecture, Matrix, UnsupportedModelError
+from sti_hf.model.families.bert import Bert
+from sti_hf.model.families.distilbert import DistilBert
+from sti_hf.model.families.electra import Electra
+from sti_hf.model.families.ernie import Ernie
+from sti_hf.model.families.layoutlm import LayoutLM
+from sti_hf.model.families.mpnet import MPNet
+from sti_hf.model.families.roberta import Roberta
+from sti_hf.model.families.rotary import EuroBert, JinaEmbeddingsV3, RotaryEncoder
+from sti_hf.model.grid import Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -25,7 +28,18 @@ __all__ = [
     "supported_model_types",
 ]
 
-FAMILIES: tuple[Architecture, ...] = (Bert(), DistilBert(), Electra(), MPNet(), Roberta())
+FAMILIES: tuple[Architecture, ...] = (
+    Bert(),
+    DistilBert(),
+    Electra(),
+    Ernie(),
+    EuroBert(),
+    JinaEmbeddingsV3(),
+    LayoutLM(),
+    MPNet(),
+    Roberta(),
+    RotaryEncoder(),
+)
 """To support another family, write its file and add it here."""
 
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MPNetModel
 
-from sti_hf.architectures import get_architecture
+from sti_hf.model import get_architecture
 from tests.models import HEADS, HIDDEN, tiny_config, tiny_model
 
 ARCHITECTURE = get_architecture(tiny_config("mpnet"))

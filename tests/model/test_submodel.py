@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.architectures.submodels import cut_down, random_orders, silence
+from tests.model.submodels import cut_down, random_orders, silence
 from tests.models import HEADS, LAYERS, TASK_HEADS, tiny_inputs, tiny_model
 
 CASES = [

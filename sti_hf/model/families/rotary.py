@@ -1,0 +1,35 @@
+"""Text encoders with the layers of Llama, named as Llama's, and both directions: NomicBERT, GTE, EuroBERT, Jina."""
+
+from __future__ import annotations
+
+from sti_hf.model.architecture import WORD_EMBEDDINGS, Architecture, Matrix
+
+ATTENTION = tuple(Matrix(name, f"self_attn.{name}_proj") for name in ("q", "k", "v", "o"))
+GATED = tuple(Matrix(name, f"mlp.{name}_proj") for name in ("up", "gate", "down"))
+
+
+class RotaryEncoder(Architecture):
+    """NomicBERT and GTE: positions are rotations, FFNs are gated."""
+
+    model_types = ("nomic_bert", "gte")
+    layers = "layers"
+    matrices = (*ATTENTION, *GATED)
+    tables = {WORD_EMBEDDINGS: "embeddings.word_embeddings"}
+    lm_decoders = ("cls.predictions.decoder", "lm_head.decoder")
+    bounded_positions = False
+
+
+class EuroBert(RotaryEncoder):
+    """EuroBERT: query heads may share keys and values."""
+
+    model_types = ("eurobert",)
+    tables = {WORD_EMBEDDINGS: "embed_tokens"}
+    lm_decoders = ("lm_head",)
+
+
+class JinaEmbeddingsV3(RotaryEncoder):
+    """Jina embeddings v3: FFNs without a gate."""
+
+    model_types = ("jina_embeddings_v3",)
+    matrices = (*ATTENTION, Matrix("up", "mlp.fc1"), Matrix("down", "mlp.fc2"))
+    lm_decoders = ("lm_head.decoder",)
