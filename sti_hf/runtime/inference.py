@@ -69,7 +69,7 @@ class Inference:
             )
         waited = self._wait_for_all() if step == 0 and self.plan.strategy == "load_exec" else 0.0
         waited += self._streamer.wait(step)
-        prepared = self.prepared.steps[step]
+        prepared = self.prepared.step(step)
         self._bits[layer] = prepared.run_at(self._streamer.fidelities(step))
         self._architecture.prepare_layer(module, prepared.slices)
         self._times.append(LayerTimes(start=time.perf_counter(), wait=waited))

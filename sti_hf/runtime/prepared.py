@@ -1,4 +1,4 @@
-"""A plan made ready to run: built completely, then put in the place of the last one by a single assignment."""
+"""A plan made ready to run: memory and reads completely, before one assignment puts it in the place of the last."""
 
 from __future__ import annotations
 
@@ -76,12 +76,19 @@ class PreparedPlan:
         self.compressed = [allocate(self.placement.preload_bytes), allocate(self.placement.staging_bytes)]
         self.held = [np.zeros_like(placed.preloaded) for placed in self.placement.layers]
         self._working = self._working_buffer(before)
-        self.steps = [
-            PreparedStep(store, placed, plan.bits[placed.layer], self.compressed, self._working)
-            for placed in self.placement.layers
-        ]
+        self._steps: list[PreparedStep | None] = [None] * len(self.placement.layers)
         if before is not None:
             self._take_over(before)
+
+    def step(self, index: int) -> PreparedStep:
+        """A step, prepared when it is first asked for: reading can begin before."""
+        prepared = self._steps[index]
+        if prepared is None:
+            placed = self.placement.layers[index]
+            bits = self.plan.bits[placed.layer]
+            prepared = PreparedStep(self.store, placed, bits, self.compressed, self._working)
+            self._steps[index] = prepared
+        return prepared
 
     def missing(self) -> list[np.ndarray]:
         """Of every step the pieces, bool `[KINDS, M]`, that the preload buffer still lacks."""
@@ -97,7 +104,7 @@ class PreparedPlan:
 
     def give_back(self) -> None:
         """Lets go of all memory: nothing can run any more."""
-        self.compressed, self.steps, self._working = [allocate(0), allocate(0)], [], torch.empty(0)
+        self.compressed, self._steps, self._working = [allocate(0), allocate(0)], [], torch.empty(0)
 
     def _working_buffer(self, before: PreparedPlan | None) -> Tensor:
         dtype = self.path.torch_dtype
