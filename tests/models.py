@@ -19,9 +19,16 @@ _SIZES = {
     "hidden_size": HIDDEN,
     "intermediate_size": FFN,
 }
+GATED = frozenset({"nomic_bert", "gte", "eurobert"})
+"""Families whose FFNs have a gate."""
+
+KEY_VALUE_HEADS = {"eurobert": 2}
+"""Of families whose query heads share keys and values."""
+
 _FAMILY = {
     "distilbert": {"n_layers": LAYERS, "n_heads": HEADS, "dim": HIDDEN, "hidden_dim": FFN},
     "electra": {**_SIZES, "embedding_size": 16},
+    "eurobert": {**_SIZES, "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 2, "mask_token_id": 2},
 }
 
 
@@ -71,7 +78,7 @@ def tiny_model(model_class: type[PreTrainedModel], seed: int = 0, **overrides: A
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2, generator=generator)
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
                 module.weight.add_(1.0)
     return model
 

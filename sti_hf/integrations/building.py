@@ -19,6 +19,7 @@ from sti_hf.integrations.assigning import assign_weights, lacks, mismatches
 from sti_hf.integrations.empty_parameters import EmptyParameters
 from sti_hf.integrations.load_arguments import dtype_of
 from sti_hf.runtime.session import STISession
+from sti_hf.shards.store import ShardStore
 
 NO_ARGUMENTS: Mapping[str, Any] = {}
 

@@ -101,8 +101,8 @@ class Architecture:
         """Cut of a model of this family: a slice is one attention head with its share of the FFN neurons.
 
         Where several query heads share a key and value head, a slice is that one with all its query heads.
-        Raises `UnsupportedModelError` where the slices would not be equal, or the hidden size is not a multiple of 8 (a
-        bit-plane stores 8 weights of a row in a byte).
+        Raises `UnsupportedModelError` where the slices would not be equal, or the hidden size is not a multiple of 8:
+        a bit-plane stores 8 weights of a row in a byte.
         """
         hidden, heads = config.hidden_size, config.num_attention_heads
         slices = getattr(config, "num_key_value_heads", None) or heads
@@ -148,6 +148,6 @@ class Architecture:
 def _check_cut(name: str, size: int, slices: int) -> None:
     if size % slices:
         raise UnsupportedModelError(
-            f"{name} {size} cannot be cut into {slices} equal slices: it must be a multiple of the number of attention "
-            "heads that have keys of their own."
+            f"{name} {size} cannot be cut into {slices} equal slices: it must be a multiple of the number of "
+            "attention heads that have keys of their own."
         )

@@ -59,13 +59,8 @@ def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> No
     guard_layers(layers, forwards)
     for name, path in architecture.embeddings(model.config).items():
         if name in store.index.tables:
-            _replace(
-                base,
-                path,
-                RowGatheredEmbedding(
-                    base.get_submodule(path), name, INDICES.get(name, f"Indices of {name}"), forwards
-                ),
-            )
+            indices = INDICES.get(name, f"Indices of {name}")
+            _replace(base, path, RowGatheredEmbedding(base.get_submodule(path), name, indices, forwards))
     names = {name for name, _ in model.named_modules()}
     for path in names.intersection(architecture.lm_decoders):
         decoder: Any = model.get_submodule(path)

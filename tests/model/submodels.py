@@ -14,6 +14,11 @@ from sti_hf.model import get_architecture
 from sti_hf.shards.partition import join_layer, permute_bias, split_layer
 
 
+def slices_of(model: PreTrainedModel) -> int:
+    """M of a model."""
+    return get_architecture(model.config).grid(model.config).slices
+
+
 def random_orders(model: PreTrainedModel, seed: int = 0) -> list[list[int]]:
     """A slice order for every layer, each another one."""
     grid = get_architecture(model.config).grid(model.config)
@@ -33,9 +38,12 @@ def cut_down(model: PreTrainedModel, layers: int, slices: int, orders: Sequence[
         stored = split_layer(weights, architecture.matrices, grid, order)
         joined = join_layer(stored[:slices], architecture.matrices, grid)
         for matrix in architecture.matrices:
-            smaller = nn.Linear(*reversed(joined[matrix.name].shape))
-            bias = permute_bias(linears[matrix.name].bias, grid, matrix.name, order[:slices])
-            smaller.load_state_dict({"weight": joined[matrix.name], "bias": bias})
+            stock = linears[matrix.name].bias
+            state = {"weight": joined[matrix.name]}
+            if stock is not None:
+                state["bias"] = permute_bias(stock, grid, matrix.name, order[:slices])
+            smaller = nn.Linear(*reversed(joined[matrix.name].shape), bias=stock is not None)
+            smaller.load_state_dict(state)
             layer.set_submodule(matrix.module, smaller)
         architecture.prepare_layer(layer, slices)
         layer.register_forward_pre_hook(

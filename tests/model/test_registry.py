@@ -14,7 +14,18 @@ from transformers import GPT2Config
 import sti_hf.model
 from sti_hf.model import UnsupportedModelError, get_architecture, supported_model_types
 from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
-from tests.models import FFN, HEADS, HIDDEN, LAYERS, POSITIONS, TASK_HEADS, tiny_config, tiny_model
+from tests.models import (
+    FFN,
+    GATED,
+    HEADS,
+    HIDDEN,
+    KEY_VALUE_HEADS,
+    LAYERS,
+    POSITIONS,
+    TASK_HEADS,
+    tiny_config,
+    tiny_model,
+)
 
 HEAD_CLASSES = [
     pytest.param(model_class, id=model_class.__name__)
@@ -36,8 +47,10 @@ def test_names_are_those_of_the_stock_model(model_class: Any) -> None:
     base = model.base_model
     paths = architecture.embeddings(model.config)
     assert base.get_submodule(paths[WORD_EMBEDDINGS]) is model.get_input_embeddings()
-    positions = base.get_submodule(paths[POSITION_EMBEDDINGS])
-    assert isinstance(positions, nn.Embedding) and positions.num_embeddings == POSITIONS
+    if POSITION_EMBEDDINGS in paths:
+        positions = base.get_submodule(paths[POSITION_EMBEDDINGS])
+        assert isinstance(positions, nn.Embedding) and positions.num_embeddings == POSITIONS
+    assert all(isinstance(base.get_submodule(path), nn.Embedding) for path in paths.values())
 
     layers = base.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList) and len(layers) == LAYERS
@@ -48,16 +61,19 @@ def test_names_are_those_of_the_stock_model(model_class: Any) -> None:
     decoders = [module for path, module in model.named_modules() if path in architecture.lm_decoders]
     assert decoders == ([] if model.get_output_embeddings() is None else [model.get_output_embeddings()])
     for decoder in decoders:
-        assert decoder.weight is model.get_input_embeddings().weight
+        assert not model.config.tie_word_embeddings or decoder.weight is model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("model_type", supported_model_types())
 def test_grid(model_type: str) -> None:
     config = tiny_config(model_type)
     grid = get_architecture(config).grid(config)
-    head, ffn = HIDDEN // HEADS, FFN // HEADS
-    assert (grid.layers, grid.slices, grid.row_length) == (LAYERS, HEADS, HIDDEN)
-    assert grid.rows == (("q", head), ("k", head), ("v", head), ("o", head), ("up", ffn), ("down", ffn))
+    slices = KEY_VALUE_HEADS.get(model_type, HEADS)
+    head, queries, ffn = HIDDEN // HEADS, HIDDEN // slices, FFN // slices
+    assert (grid.layers, grid.slices, grid.row_length) == (LAYERS, slices, HIDDEN)
+    gate = [("gate", ffn)] if model_type in GATED else []
+    attention = [("q", queries), ("k", head), ("v", head), ("o", queries)]
+    assert list(grid.rows) == [*attention, ("up", ffn), *gate, ("down", ffn)]
 
 
 def test_an_unsupported_family_gets_a_list_of_those_supported() -> None:

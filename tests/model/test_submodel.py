@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.model.submodels import cut_down, random_orders, silence
-from tests.models import HEADS, LAYERS, TASK_HEADS, tiny_inputs, tiny_model
+from tests.model.submodels import cut_down, random_orders, silence, slices_of
+from tests.models import LAYERS, TASK_HEADS, tiny_inputs, tiny_model
 
 CASES = [
     pytest.param(model_class, attention, id=f"{model_class.__name__}-{attention}")
@@ -49,7 +49,8 @@ def test_submodel_is_the_model_without_the_rest(model_class: Any, attention: str
     model = tiny_model(model_class, attn_implementation=attention)
     assert model.config._attn_implementation == attention
     orders = random_orders(model)
-    for layers, slices in ((LAYERS, 2), (2, 3), (1, 1)):
+    every = slices_of(model)
+    for layers, slices in ((LAYERS, every // 2), (2, every - 1), (1, 1)):
         submodel, silenced = cut_down(model, layers, slices, orders), silence(model, layers, slices, orders)
         assert largest_difference(run(submodel), run(silenced)) < 1e-5
 
@@ -59,30 +60,31 @@ def test_every_slice_and_layer_matters(model_class: Any) -> None:
     model = tiny_model(model_class)
     orders = random_orders(model)
     every = run(model)
-    for slices in range(1, HEADS):
+    for slices in range(1, slices_of(model)):
         assert largest_difference(run(cut_down(model, LAYERS, slices, orders)), every) > 1e-2
-    without_last = run(cut_down(model, LAYERS - 1, HEADS, orders))
+    without_last = run(cut_down(model, LAYERS - 1, slices_of(model), orders))
     assert float((without_last[-1] - every[-1]).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize(("model_class", "attention"), CASES)
 def test_permuted_full_grid_is_the_model(model_class: Any, attention: str) -> None:
     model = tiny_model(model_class, attn_implementation=attention)
-    permuted = cut_down(model, LAYERS, HEADS, random_orders(model))
+    permuted = cut_down(model, LAYERS, slices_of(model), random_orders(model))
     assert largest_difference(run(permuted), run(model)) < 1e-5
 
 
 @pytest.mark.parametrize("model_class", BASE_MODELS)
 def test_attentions_are_those_of_the_active_heads(model_class: Any) -> None:
     model = tiny_model(model_class, attn_implementation="eager")
-    orders = random_orders(model)
-    submodel, silenced = cut_down(model, 2, 3, orders), silence(model, 2, 3, orders)
+    orders, slices = random_orders(model), slices_of(model) - 1
+    submodel, silenced = cut_down(model, 2, slices, orders), silence(model, 2, slices, orders)
     with torch.no_grad():
         active = submodel(**tiny_inputs(model), output_attentions=True).attentions
         every = silenced(**tiny_inputs(model), output_attentions=True).attentions
     assert len(active) == 2
     for order, left, right in zip(orders, active, every, strict=False):
-        torch.testing.assert_close(left, right[:, order[:3]], atol=1e-5, rtol=0)
+        of_slices = right.unflatten(1, (len(order), -1))[:, order[:slices]].flatten(1, 2)
+        torch.testing.assert_close(left, of_slices, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("model_class", CAUSAL_MODELS)

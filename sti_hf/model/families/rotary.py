@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from sti_hf.model.architecture import WORD_EMBEDDINGS, Architecture, Matrix
 
 ATTENTION = tuple(Matrix(name, f"self_attn.{name}_proj") for name in ("q", "k", "v", "o"))
@@ -11,11 +13,11 @@ GATED = tuple(Matrix(name, f"mlp.{name}_proj") for name in ("up", "gate", "down"
 class RotaryEncoder(Architecture):
     """NomicBERT and GTE: positions are rotations, FFNs are gated."""
 
-    model_types = ("nomic_bert", "gte")
+    model_types: ClassVar[tuple[str, ...]] = ("nomic_bert", "gte")
     layers = "layers"
     matrices = (*ATTENTION, *GATED)
     tables = {WORD_EMBEDDINGS: "embeddings.word_embeddings"}
-    lm_decoders = ("cls.predictions.decoder", "lm_head.decoder")
+    lm_decoders: ClassVar[tuple[str, ...]] = ("cls.predictions.decoder", "lm_head.decoder")
     bounded_positions = False
 
 
