@@ -19,7 +19,7 @@ _SIZES = {
     "hidden_size": HIDDEN,
     "intermediate_size": FFN,
 }
-GATED = frozenset({"nomic_bert", "gte", "eurobert"})
+GATED = frozenset({"nomic_bert", "gte", "eurobert", "modernbert"})
 """Families whose FFNs have a gate."""
 
 KEY_VALUE_HEADS = {"eurobert": 2}
@@ -27,7 +27,22 @@ KEY_VALUE_HEADS = {"eurobert": 2}
 
 _FAMILY = {
     "distilbert": {"n_layers": LAYERS, "n_heads": HEADS, "dim": HIDDEN, "hidden_dim": FFN},
+    "deberta-v2": {
+        **_SIZES,
+        "relative_attention": True,
+        "position_buckets": 8,
+        "share_att_key": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_biased_input": False,
+        "norm_rel_ebd": "layer_norm",
+    },
     "electra": {**_SIZES, "embedding_size": 16},
+    "modernbert": {
+        **_SIZES,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2),
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+    },
     "eurobert": {**_SIZES, "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 2, "mask_token_id": 2},
 }
 

@@ -12,6 +12,7 @@ from sti_hf.integrations.model_classes import stock_class
 from sti_hf.integrations.structure import check_structure
 from sti_hf.model import get_architecture
 from sti_hf.model.architecture import base_prefix
+from sti_hf.model.fused import join_fused, split_fused
 from sti_hf.shards.partition import inverse_order, join_layer, permute_biases
 from sti_hf.shards.reading import read_full_layer, read_table
 from sti_hf.shards.resident import read_resident
@@ -30,11 +31,14 @@ def full_model(store: ShardStore) -> PreTrainedModel:
             delattr(config, name)
     model = empty_model(stock_class(config), config, torch.float32)
     check_structure(type(model), config, store)
+    architecture = get_architecture(config)
+    split_fused(model, architecture)
     assigned = assign_weights(model, _all_weights(store, model))
     if assigned.missing:
         raise lacks(store, model, assigned.missing)
     if assigned.mismatched:
         raise mismatches(store, model, assigned.mismatched)
+    join_fused(model, architecture)
     return model.requires_grad_(True).eval()
 
 

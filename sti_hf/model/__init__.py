@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from sti_hf.model.architecture import Architecture, Matrix, UnsupportedModelError
 from sti_hf.model.families.bert import Bert
+from sti_hf.model.families.deberta_v2 import DebertaV2
 from sti_hf.model.families.distilbert import DistilBert
 from sti_hf.model.families.electra import Electra
 from sti_hf.model.families.ernie import Ernie
 from sti_hf.model.families.layoutlm import LayoutLM
+from sti_hf.model.families.modernbert import ModernBert
 from sti_hf.model.families.mpnet import MPNet
 from sti_hf.model.families.roberta import Roberta
 from sti_hf.model.families.rotary import EuroBert, JinaEmbeddingsV3, RotaryEncoder
@@ -30,12 +32,14 @@ __all__ = [
 
 FAMILIES: tuple[Architecture, ...] = (
     Bert(),
+    DebertaV2(),
     DistilBert(),
     Electra(),
     Ernie(),
     EuroBert(),
     JinaEmbeddingsV3(),
     LayoutLM(),
+    ModernBert(),
     MPNet(),
     Roberta(),
     RotaryEncoder(),

@@ -41,6 +41,21 @@ class Matrix:
         return self.name in CUT_BY_COLUMNS
 
 
+@dataclass(frozen=True)
+class Fused:
+    """An `nn.Linear` of a layer that computes several matrices at once. Theirs are the modules `module.name`."""
+
+    module: str
+    """Its path inside a layer, such as "attn.Wqkv"."""
+
+    names: tuple[str, ...]
+    """Of the matrices, in the order of its rows."""
+
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Its matrices."""
+        return tuple(Matrix(name, f"{self.module}.{name}") for name in self.names)
+
+
 def base_prefix(model: PreTrainedModel) -> str:
     """What the names of the base model's parameters begin with in the whole model."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -67,6 +82,9 @@ class Architecture:
     matrices: ClassVar[tuple[Matrix, ...]]
     """Matrices of a layer in stored order: q, k, v, o, up, [gate,] down."""
 
+    fused: ClassVar[tuple[Fused, ...]] = ()
+    """The linears of a layer that several of the matrices are parts of."""
+
     lm_decoders: ClassVar[tuple[str, ...]] = ()
     """Paths, inside the whole model, of the `nn.Linear`s over the vocabulary, whose weight may be tied to the word
     embeddings. A model has at most one; models with another head have none."""
@@ -81,8 +99,9 @@ class Architecture:
     skips_padding: ClassVar[bool] = False
     """Positions are counted over tokens that are not padding, from behind the padding token's id."""
 
-    bounded_positions: ClassVar[bool] = True
-    """A longer input than `longest_input` has no positions. Rotary ones go on for ever."""
+    def bounds_positions(self, config: PreTrainedConfig) -> bool:
+        """Whether a longer input than `longest_input` has no positions: rotary and relative ones go on for ever."""
+        return True
 
     def longest_input(self, config: PreTrainedConfig) -> int:
         """Tokens of the longest input that the model has positions for, or was made for."""
@@ -122,6 +141,11 @@ class Architecture:
     def ffn_neurons(self, config: PreTrainedConfig) -> int:
         """FFN neurons of a layer."""
         return int(getattr(config, self.ffn_size))
+
+    def fused_sizes(self, config: PreTrainedConfig, fused: Fused) -> dict[str, int]:
+        """Rows of each matrix of a fused linear."""
+        grid = self.grid(config)
+        return {name: grid.slices * grid.matrix_rows[name] for name in fused.names}
 
     def embeddings(self, config: PreTrainedConfig) -> dict[str, str]:
         """The `tables` that a model of this configuration has."""

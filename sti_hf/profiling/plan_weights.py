@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sti_hf.model import Matrix, get_architecture
+from sti_hf.model.fused import split_fused
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.partition import inverse_order, join_layer
 from sti_hf.shards.reading import read_full_layer, read_quantized_layer
@@ -30,6 +31,7 @@ class PlanWeights:
     def __init__(self, model: PreTrainedModel, store: ShardStore) -> None:
         self.store = store
         self.architecture = get_architecture(model.config)
+        split_fused(model, self.architecture)
         self._linears = self.architecture.linears(model)
         self._quantized = [read_quantized_layer(store, layer) for layer in range(store.grid.layers)]
         self._bits = np.full((store.grid.layers, store.grid.slices), -1)

@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from sti_hf.errors import StoreError
+from sti_hf.model import get_architecture
 from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
+from sti_hf.model.fused import join_fused, split_fused
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.modules.elastic_linear import ElasticLinear
 from sti_hf.runtime.modules.guarded import guard, guard_layers, release
@@ -40,6 +42,7 @@ def detach(model: PreTrainedModel) -> None:
         if isinstance(module, ElasticLinear | RowGatheredEmbedding | StreamedDecoder):
             _replace(model, name, module.stock())
         release(module)
+    join_fused(model, get_architecture(model.config))
     drop_methods(model)
 
 
@@ -51,6 +54,7 @@ def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> No
     path, _, layers_name = architecture.layers.rpartition(".")
     stack = base.get_submodule(path)
     layers = getattr(stack, layers_name)
+    split_fused(model, architecture)
     for index, layer in enumerate(layers):
         for matrix in architecture.matrices:
             linear = layer.get_submodule(matrix.module)

@@ -49,12 +49,12 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
 
 def check_length(module: Any, architecture: Architecture, inputs: Mapping[str, Any], workload: Workload) -> None:
     """Raises `InputError` where a base model's inputs are longer than it has positions."""
-    longest, ids = architecture.longest_input(module.config), inputs.get("input_ids")
-    if not architecture.bounded_positions or workload.tokens <= longest or inputs.get("position_ids") is not None:
+    config, ids, tokens = module.config, inputs.get("input_ids"), workload.tokens
+    longest = architecture.longest_input(config)
+    if tokens <= longest or inputs.get("position_ids") is not None or not architecture.bounds_positions(config):
         return
-    tokens = workload.tokens
     if architecture.skips_padding and isinstance(ids, Tensor):
-        tokens = int((ids != module.config.pad_token_id).sum(-1).max())
+        tokens = int((ids != config.pad_token_id).sum(-1).max())
     if tokens > longest:
         raise InputError(f"The input has {tokens} tokens, and this model takes {longest}: shorten it.")
 

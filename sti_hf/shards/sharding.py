@@ -17,6 +17,7 @@ from sti_hf import native
 from sti_hf.errors import SourceError, UnsupportedModelError
 from sti_hf.model import Architecture, get_architecture
 from sti_hf.model.architecture import WORD_EMBEDDINGS, base_prefix
+from sti_hf.model.fused import in_parts
 from sti_hf.model.grid import Grid
 from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.partition import permute_biases, split_layer
@@ -63,9 +64,9 @@ def write_store(
     architecture = get_architecture(model.config)
     grid = architecture.grid(model.config)
     order = [tuple(map(int, layer)) for layer in slice_order or [range(grid.slices)] * grid.layers]
-    dtype = _weight_dtype(_linears(model, architecture, grid))
-    matrix_paths = _matrix_paths(model, architecture, grid)
-    with whole_or_absent(destination, permissions) as folder:
+    with in_parts(model, architecture), whole_or_absent(destination, permissions) as folder:
+        dtype = _weight_dtype(_linears(model, architecture, grid))
+        matrix_paths = _matrix_paths(model, architecture, grid)
         tables, table_keys = _write_tables(model, architecture, folder)
         left_out = {f"{path}.weight" for paths in matrix_paths for path in paths.values()}
         resident = _resident(model, architecture, grid, order, left_out | table_keys)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sti_hf.model import get_architecture
+from sti_hf.model.fused import split_fused
 from sti_hf.shards.partition import join_layer, permute_bias, split_layer
 
 
@@ -32,6 +33,7 @@ def cut_down(model: PreTrainedModel, layers: int, slices: int, orders: Sequence[
     architecture = get_architecture(model.config)
     grid = architecture.grid(model.config)
     keep_layers(model, layers)
+    split_fused(model, architecture)
     for layer, order in zip(model.base_model.get_submodule(architecture.layers), orders, strict=False):
         linears = {matrix.name: layer.get_submodule(matrix.module) for matrix in architecture.matrices}
         weights = {name: linear.weight for name, linear in linears.items()}

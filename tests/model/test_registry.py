@@ -14,6 +14,7 @@ from transformers import GPT2Config
 import sti_hf.model
 from sti_hf.model import UnsupportedModelError, get_architecture, supported_model_types
 from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
+from sti_hf.model.fused import split_fused
 from tests.models import (
     FFN,
     GATED,
@@ -54,6 +55,7 @@ def test_names_are_those_of_the_stock_model(model_class: Any) -> None:
 
     layers = base.get_submodule(architecture.layers)
     assert isinstance(layers, nn.ModuleList) and len(layers) == LAYERS
+    split_fused(model, architecture)
     for layer in layers:
         named = {matrix.module for matrix in architecture.matrices}
         assert named == {path for path, module in layer.named_modules() if isinstance(module, nn.Linear)}
@@ -73,7 +75,8 @@ def test_grid(model_type: str) -> None:
     assert (grid.layers, grid.slices, grid.row_length) == (LAYERS, slices, HIDDEN)
     gate = [("gate", ffn)] if model_type in GATED else []
     attention = [("q", queries), ("k", head), ("v", head), ("o", queries)]
-    assert list(grid.rows) == [*attention, ("up", ffn), *gate, ("down", ffn)]
+    assert set(grid.rows) == {*attention, ("up", ffn), *gate, ("down", ffn)}
+    assert grid.matrices == tuple(matrix.name for matrix in get_architecture(config).matrices)
 
 
 def test_an_unsupported_family_gets_a_list_of_those_supported() -> None:

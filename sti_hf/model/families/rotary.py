@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sti_hf.model.architecture import WORD_EMBEDDINGS, Architecture, Matrix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ATTENTION = tuple(Matrix(name, f"self_attn.{name}_proj") for name in ("q", "k", "v", "o"))
 GATED = tuple(Matrix(name, f"mlp.{name}_proj") for name in ("up", "gate", "down"))
@@ -18,7 +21,10 @@ class RotaryEncoder(Architecture):
     matrices = (*ATTENTION, *GATED)
     tables = {WORD_EMBEDDINGS: "embeddings.word_embeddings"}
     lm_decoders: ClassVar[tuple[str, ...]] = ("cls.predictions.decoder", "lm_head.decoder")
-    bounded_positions = False
+
+    def bounds_positions(self, config: PreTrainedConfig) -> bool:
+        """They are rotations."""
+        return False
 
 
 class EuroBert(RotaryEncoder):

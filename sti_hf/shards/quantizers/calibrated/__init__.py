@@ -19,6 +19,7 @@ from torch import Tensor
 from sti_hf.errors import SourceError
 from sti_hf.model import get_architecture
 from sti_hf.model.architecture import Architecture
+from sti_hf.model.fused import in_parts
 from sti_hf.model.grid import Grid
 from sti_hf.model.layer_runner import Inputs
 from sti_hf.process_memory import page_out, return_freed_memory
@@ -94,8 +95,9 @@ def calibrate(
     if not batches:
         raise SourceError("There is no calibration text; give at least one batch, better a few hundred sentences.")
     architecture = get_architecture(model.config)
-    calibration = _Calibration(model, architecture, architecture.grid(model.config), batches)
-    return calibration.run(TUNING_PASSES * len(batches) if tuning_steps is None else tuning_steps, seed, progress)
+    with in_parts(model, architecture):
+        calibration = _Calibration(model, architecture, architecture.grid(model.config), batches)
+        return calibration.run(TUNING_PASSES * len(batches) if tuning_steps is None else tuning_steps, seed, progress)
 
 
 class _Calibration:
