@@ -25,7 +25,16 @@ GATED = frozenset({"nomic_bert", "gte", "eurobert", "modernbert"})
 KEY_VALUE_HEADS = {"eurobert": 2}
 """Of families whose query heads share keys and values."""
 
+_IMAGES = {**_SIZES, "image_size": 16, "patch_size": 8}
+IMAGE_FAMILIES = (
+    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"),
+    *("clip_vision_model", "siglip_vision_model"),
+)
+"""Families that see images."""
+
 _FAMILY = {
+    **{name: {**_IMAGES, "mlp_ratio": FFN // HIDDEN} for name in IMAGE_FAMILIES},
+    **{f"{name}_text_model": {**_SIZES, "projection_size": HIDDEN, "eos_token_id": 3} for name in ("clip", "siglip")},
     "distilbert": {"n_layers": LAYERS, "n_heads": HEADS, "dim": HIDDEN, "hidden_dim": FFN},
     "deberta-v2": {
         **_SIZES,
@@ -49,10 +58,9 @@ _FAMILY = {
 
 def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
     """Configuration of a tiny model: 3 layers, 4 heads, hidden 32, FFN 64, vocabulary 211."""
+    texts = {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "pad_token_id": 1}
     fields = {
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": POSITIONS,
-        "pad_token_id": 1,
+        **({} if model_type in IMAGE_FAMILIES else texts),
         **_FAMILY.get(model_type, _SIZES),
         **overrides,
     }
@@ -63,7 +71,12 @@ def _task_heads(model_type: str) -> list[type[PreTrainedModel]]:
     config_module = CONFIG_MAPPING[model_type].__module__
     modeling = importlib.import_module(config_module.replace(".configuration_", ".modeling_"))
     public = (getattr(modeling, name) for name in modeling.__all__ if not name.endswith("PreTrainedModel"))
-    return [item for item in public if isinstance(item, type) and issubclass(item, PreTrainedModel)]
+    models = [item for item in public if isinstance(item, type) and issubclass(item, PreTrainedModel)]
+    return [
+        item
+        for item in models
+        if item.config_class.model_type == model_type and not item.__name__.endswith("Backbone")
+    ]
 
 
 TASK_HEADS: dict[str, list[type[PreTrainedModel]]] = {name: _task_heads(name) for name in supported_model_types()}
@@ -101,10 +114,13 @@ def tiny_model(model_class: type[PreTrainedModel], seed: int = 0, **overrides: A
 def tiny_inputs(
     model: PreTrainedModel, batch: int = 3, tokens: int = 11, padded: bool = True, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Random `input_ids` and `attention_mask`, `[batch, tokens]` (multiple choice: `[batch, 2, tokens]`).
+    """Random `input_ids` and `attention_mask`, `[batch, tokens]` (multiple choice: `[batch, 2, tokens]`), or images.
 
     With `padded` every row but the first ends with padding, another length each.
     """
+    if model.config.model_type in IMAGE_FAMILIES:
+        size = (batch, model.config.num_channels, model.config.image_size, model.config.image_size)
+        return {"pixel_values": torch.randn(size, generator=torch.Generator().manual_seed(seed))}
     shape = (batch, 2, tokens) if type(model).__name__.endswith("MultipleChoice") else (batch, tokens)
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(2, model.config.vocab_size, shape, generator=generator)

@@ -8,8 +8,8 @@ from typing import Any
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, sti_config
 from sti_hf.drawing import draw_plan, terminal
 from sti_hf.errors import InfeasibleLatencyError
-from sti_hf.integrations.store_planner import plan_store
-from sti_hf.planning import Workload, missed_target
+from sti_hf.integrations.store_planner import StorePlanner
+from sti_hf.planning import make_plan, missed_target
 from sti_hf.shards.store import ShardStore
 
 
@@ -23,8 +23,8 @@ def run(options: argparse.Namespace) -> int:
     config = sti_config(options)
     store = ShardStore.open(options.store)
     profile = measured_profile(options, store, config.compute_dtype)
-    workload = Workload(Workload.bucket(config.seq_len), config.batch_size)
-    plan = plan_store(store, profile, config, workload)
+    planner = StorePlanner(store, profile)
+    plan = make_plan(planner.request(config, planner.workload(config)))
     if config.strict and not plan.feasible:
         raise InfeasibleLatencyError(missed_target(plan))
     if options.json:

@@ -12,7 +12,7 @@ from sti_hf.config import DEFAULT_SEQ_LEN, STIConfig
 from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.store_cache import cache_home
-from sti_hf.model import get_architecture
+from sti_hf.model import architecture_of, get_architecture
 from sti_hf.planning import (
     DeviceProfile,
     ExecutionPlan,
@@ -63,6 +63,16 @@ class StorePlanner:
             "heads": [table.offset for table in self._heads],
         }
         return cached_plan(cache_home() / "plans", key, lambda: make_plan(self.request(config, workload)))
+
+    def workload(self, config: STIConfig, tokens: int | None = None) -> Workload:
+        """The workload that sequences of so many tokens are planned for; None: of as many as `config`, or the model's
+        own configuration of images, names."""
+        if not architecture_of(self.store.index.model_type).exact_tokens:
+            return Workload(Workload.bucket(tokens or config.seq_len), config.batch_size)
+        if tokens is None:
+            own = AutoConfig.for_model(**self._config)
+            tokens = get_architecture(own).longest_input(own)
+        return Workload(tokens, config.batch_size)
 
     def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
         """Predicted seconds of a plan's forward, its preload buffer filled, with another workload than its own."""

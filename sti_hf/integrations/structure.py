@@ -26,8 +26,13 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
                 f"{model_class.__name__} with this configuration is of the type {model_type!r}, and the model in the "
                 f"store {store.path} of {store.index.model_type!r}: use a class and a configuration of that type."
             )
-    for field, stored in _sizes(config, store).items():
-        asked = getattr(config, field, stored)
+    architecture = get_architecture(config)
+    sizes = _sizes(store)
+    asked_sizes = {field: getattr(config, field, stored) for field, stored in sizes.items()}
+    sizes[architecture.ffn_size] = store.grid.matrix_rows["up"] * store.grid.slices
+    asked_sizes[architecture.ffn_size] = architecture.ffn_neurons(config)
+    for field, stored in sizes.items():
+        asked = asked_sizes[field]
         if asked != stored:
             raise ConfigurationError(
                 f"{field} of the store {store.path} is {stored}, and {asked} is asked for: leave it as it is, or "
@@ -35,7 +40,7 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
             )
 
 
-def _sizes(config: PreTrainedConfig, store: ShardStore) -> dict[str, Any]:
+def _sizes(store: ShardStore) -> dict[str, Any]:
     """What the fields of a configuration must be."""
     grid, tables, rows = store.grid, store.index.tables, store.grid.matrix_rows
     sizes = {
@@ -43,7 +48,6 @@ def _sizes(config: PreTrainedConfig, store: ShardStore) -> dict[str, Any]:
         "num_key_value_heads": grid.slices,
         "num_attention_heads": grid.slices * rows["q"] // rows["k"],
         "hidden_size": grid.row_length,
-        get_architecture(config).ffn_size: rows["up"] * grid.slices,
     }
     words, positions = tables.get(WORD_EMBEDDINGS), tables.get(POSITION_EMBEDDINGS)
     if words is not None:

@@ -15,6 +15,7 @@ from sti_hf.model.families.modernbert import ModernBert
 from sti_hf.model.families.mpnet import MPNet
 from sti_hf.model.families.roberta import Roberta
 from sti_hf.model.families.rotary import EuroBert, JinaEmbeddingsV3, RotaryEncoder
+from sti_hf.model.families.towers import ClipVision, Dinov2, Dinov3, SiglipVision, TextTower, ViT
 from sti_hf.model.grid import Grid
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ __all__ = [
 
 FAMILIES: tuple[Architecture, ...] = (
     Bert(),
+    ClipVision(),
     DebertaV2(),
+    Dinov2(),
+    Dinov3(),
     DistilBert(),
     Electra(),
     Ernie(),
@@ -43,6 +47,9 @@ FAMILIES: tuple[Architecture, ...] = (
     MPNet(),
     Roberta(),
     RotaryEncoder(),
+    SiglipVision(),
+    TextTower(),
+    ViT(),
 )
 """To support another family, write its file and add it here."""
 

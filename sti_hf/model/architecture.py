@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from sti_hf.errors import UnsupportedModelError
 from sti_hf.model.grid import Grid
 
 if TYPE_CHECKING:  # planning imports this package for Grid and must not import torch with it
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -107,6 +108,32 @@ class Architecture:
         """Tokens of the longest input that the model has positions for, or was made for."""
         behind = config.pad_token_id + 1 if self.skips_padding and config.pad_token_id is not None else 0
         return int(config.max_position_embeddings) - behind
+
+    main_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "inputs_embeds")
+    """One of these must be given."""
+
+    exact_tokens: ClassVar[bool] = False
+    """Inputs of other lengths than the plan's are rare: a plan is for just so many tokens."""
+
+    def shape_of(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Batch, and tokens of each sequence, of a base model's inputs; None where these do not say it."""
+        for name, width in (("input_ids", 1), ("inputs_embeds", 2), ("hidden_states", 2)):
+            shape = getattr(inputs.get(name), "shape", ())
+            if len(shape) >= width:
+                return math.prod(shape[:-width]), int(shape[-width])
+        return None
+
+    def example_inputs(self, config: PreTrainedConfig, batch: int, tokens: int) -> dict[str, Tensor]:
+        """Inputs of a base model to measure with."""
+        import torch
+
+        ids = torch.randint(min(10, config.vocab_size - 1), config.vocab_size, (batch, tokens))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    @staticmethod
+    def refuse(why: str) -> NoReturn:
+        """Raises `UnsupportedModelError`."""
+        raise UnsupportedModelError(why)
 
     def check(self, config: PreTrainedConfig) -> None:
         """Raise `UnsupportedModelError` where `config` asks for what the runtime cannot do."""

@@ -15,6 +15,10 @@ class Planner(Protocol):
         """The plan of an `STIConfig` for a workload, whether it keeps T or not (`ExecutionPlan.feasible`)."""
         ...
 
+    def workload(self, config: Any, tokens: int | None = None) -> Workload:
+        """The workload that sequences of so many tokens are planned for; None: of as many as an `STIConfig` names."""
+        ...
+
     def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
         """Predicted seconds of a plan's forward, on a filled preload buffer, with another workload than its own."""
         ...
@@ -29,6 +33,10 @@ class OnePlan:
     def plan(self, config: Any, workload: Workload) -> ExecutionPlan:
         """That plan."""
         return self._plan
+
+    def workload(self, config: Any, tokens: int | None = None) -> Workload:
+        """The plan's."""
+        return self._plan.workload
 
     def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
         """The plan's own prediction."""

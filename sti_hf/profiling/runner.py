@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sti_hf.config import STIConfig
+from sti_hf.model import get_architecture
 from sti_hf.planning import ExecutionPlan, OnePlan
 from sti_hf.planning.baselines import preloaded_model
 from sti_hf.profiling.compute import BITS
@@ -27,6 +28,9 @@ LoadModel = Callable[[STISession], PreTrainedModel]
 """Builds the store's model on a session."""
 
 TOKENS = (16, 64, 128, 256, 512)
+BATCHES = (1, 2, 4, 8)
+"""Of images, whose tokens are always as many."""
+
 LAYERS = 4
 WARM_UP = 1
 FORWARDS = 3
@@ -38,12 +42,14 @@ class Runner:
 
     def __init__(self, store: ShardStore, session: STISession, model: PreTrainedModel) -> None:
         self.store, self.session, self.model = store, session, model
+        self._architecture = get_architecture(model.config)
 
     def token_counts(self) -> list[int]:
         """The token counts to measure at, up to the model's longest input: attention's cost cannot be extrapolated."""
-        # Families with a padding position (RoBERTa, MPNet) take two tokens fewer than they have positions.
-        positions = getattr(self.model.config, "max_position_embeddings", TOKENS[-1] + 2)
-        longest = max(1, min(TOKENS[-1], positions - 2))
+        own = self._architecture.longest_input(self.model.config)
+        if self._architecture.exact_tokens:
+            return [own * batch for batch in BATCHES]
+        longest = max(1, min(TOKENS[-1], own))
         return [*(count for count in TOKENS if count < longest), longest]
 
     def widths(self) -> list[int]:
@@ -60,10 +66,7 @@ class Runner:
         """Runs a few forwards at a point."""
         layers = 1 if point.bits == FULL else min(LAYERS, self.store.grid.layers)
         self.session.use(preloaded_plan(self.store, layers, point.width, point.bits))
-        inputs = {
-            "input_ids": torch.randint(10, self.model.config.vocab_size, (1, point.tokens)),
-            "attention_mask": torch.ones(1, point.tokens, dtype=torch.long),
-        }
+        inputs = self._inputs(point.tokens)
         timed = [self._run(inputs) for _ in range(WARM_UP + FORWARDS)][WARM_UP:]
         runs = [run for run, _ in timed]
         return Measurement(
@@ -72,6 +75,11 @@ class Runner:
             fixed=max(0.0, median(map(_outside, runs))),
             running=median(cpu / (run.total - run.embedding - float(run.wait.sum())) for run, cpu in timed),
         )
+
+    def _inputs(self, tokens: int) -> dict[str, torch.Tensor]:
+        config, architecture = self.model.config, self._architecture
+        batch = tokens // architecture.longest_input(config) if architecture.exact_tokens else 1
+        return architecture.example_inputs(config, batch, tokens // batch)
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> tuple[RunTimeline, float]:
         """What a forward took, and the seconds for which this thread was running in it."""

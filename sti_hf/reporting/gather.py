@@ -10,8 +10,8 @@ from transformers.utils import logging
 from sti_hf.config import STIConfig
 from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.device_profiles import device_profile
-from sti_hf.integrations.store_planner import importance_name, plan_store
-from sti_hf.planning import DeviceProfile, ExecutionPlan, Workload
+from sti_hf.integrations.store_planner import StorePlanner, importance_name
+from sti_hf.planning import DeviceProfile, ExecutionPlan, make_plan
 from sti_hf.planning.importance_file import read_profile
 from sti_hf.reporting.importance import Importance, read_importance
 from sti_hf.reporting.plan_grid import PlanGrid, choose_budgets, choose_latencies, plan_grid
@@ -67,10 +67,11 @@ def gather(store: ShardStore, config: STIConfig, results: Sequence[Results] = ()
 
 
 def _plans(store: ShardStore, device: DeviceProfile, config: STIConfig) -> PlanGrid:
-    workload = Workload(Workload.bucket(config.seq_len), config.batch_size)
+    planner = StorePlanner(store, device)
+    workload = planner.workload(config)
 
     def plan(wanted: STIConfig) -> ExecutionPlan:
-        return plan_store(store, device, wanted, workload)
+        return make_plan(planner.request(wanted, workload))
 
     latencies, budgets = choose_latencies(plan, config), choose_budgets(store, config)
     with logging.tqdm(total=len(latencies) * len(budgets), desc="Planning", unit="plan", leave=False) as bar:

@@ -33,8 +33,10 @@ class Forwards:
         """A forward of the base model: one inference."""
         check_inputs(inputs)
         with self._turn_of(module):
-            workload, submodel = workload_of(inputs), cached_submodel(inputs.get("past_key_values"))
-            check_length(module, self.engine.architecture, inputs, workload)
+            architecture = self.engine.architecture
+            workload = workload_of(module.config, architecture, inputs)
+            submodel = cached_submodel(inputs.get("past_key_values"))
+            check_length(module, architecture, inputs, workload)
             with self.engine.inference(workload, submodel):
                 return forward()
 

@@ -12,6 +12,7 @@ from sti_hf.errors import InputError, UnsupportedUseError
 from sti_hf.model import Architecture
 from sti_hf.planning import Workload
 
+MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
 ID_DTYPES = (torch.int64, torch.int32)
 
 
@@ -38,8 +39,10 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
     for name, value in inputs.items():
         if not isinstance(value, Tensor):
             continue
-        if name in ("input_ids", "inputs_embeds") and value.numel() == 0:
-            raise InputError(f"{name} is empty, {list(value.shape)}: give at least one text of one token.")
+        if name in MAIN_INPUTS and value.numel() == 0:
+            raise InputError(
+                f"{name} is empty, {list(value.shape)}: give at least one text of one token, or one image."
+            )
         if value.requires_grad and torch.is_grad_enabled():
             raise UnsupportedUseError(
                 f"Gradients of {name} were asked for, and a model that runs from its store is for inference only: "
@@ -59,14 +62,13 @@ def check_length(module: Any, architecture: Architecture, inputs: Mapping[str, A
         raise InputError(f"The input has {tokens} tokens, and this model takes {longest}: shorten it.")
 
 
-def workload_of(inputs: Mapping[str, Any]) -> Workload:
+def workload_of(config: Any, architecture: Architecture, inputs: Mapping[str, Any]) -> Workload:
     """The work that a base model's inputs are."""
-    ids, embeddings = inputs.get("input_ids"), inputs.get("inputs_embeds")
-    if isinstance(ids, Tensor):
-        return Workload(tokens=ids.shape[-1], batch=ids.numel() // ids.shape[-1])
-    if isinstance(embeddings, Tensor):
-        return Workload(tokens=embeddings.shape[-2], batch=embeddings.shape[:-2].numel())
-    raise InputError("The model needs input_ids or inputs_embeds.")
+    shape = architecture.shape_of(config, inputs)
+    if shape is None:
+        raise InputError(f"The model needs {' or '.join(architecture.main_inputs)}.")
+    batch, tokens = shape
+    return Workload(tokens, batch)
 
 
 def workload_of_states(states: Any) -> Workload:

@@ -29,7 +29,7 @@ class PlanBook:
         self._pinned: ExecutionPlan | None = None
         self._predicted: dict[tuple[ExecutionPlan, Workload], float] = {}
         self._announced_smaller = False
-        self.first = self._planned(tokens or config.seq_len)
+        self.first = self._planned(tokens)
 
     def replanned(self, config: STIConfig, tokens: int) -> PlanBook:
         """A book of plans for another configuration, whose first plan is for so many tokens."""
@@ -81,13 +81,13 @@ class PlanBook:
         longer = self.config.replaced(target_latency=LONGER * self.config.target_latency)
         return wanted_bits(plan, self.planner.plan(longer, plan.workload))
 
-    def _planned(self, tokens: int) -> ExecutionPlan:
-        bucket = Workload.bucket(tokens)
-        if bucket not in self._plans:
-            plan = self.planner.plan(self.config, Workload(bucket, self.config.batch_size))
+    def _planned(self, tokens: int | None) -> ExecutionPlan:
+        workload = self.planner.workload(self.config, tokens)
+        if workload.tokens not in self._plans:
+            plan = self.planner.plan(self.config, workload)
             self._announce(plan)
-            self._plans[bucket] = plan
-        return self._plans[bucket]
+            self._plans[workload.tokens] = plan
+        return self._plans[workload.tokens]
 
     def _announce(self, plan: ExecutionPlan) -> None:
         """Says what a user would not expect of a plan."""
