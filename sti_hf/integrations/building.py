@@ -73,6 +73,8 @@ def build_model(
         raise lacks(store, model, assigned.missing)
     if assigned.mismatched:
         raise mismatches(store, model, assigned.mismatched)
+    for module in model.modules():
+        module._is_hf_initialized = True  # type: ignore[assignment] # else `init_weights` makes them random
     model.config.quantization_config = session.config
     return model.eval(), assigned.unexpected
 

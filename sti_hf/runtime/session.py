@@ -16,6 +16,7 @@ from sti_hf.runtime.attach import attach
 from sti_hf.runtime.engine import Engine
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.gemm import ComputePath
+from sti_hf.runtime.modules.part import StoredPart
 from sti_hf.runtime.plan_book import PlanBook
 from sti_hf.runtime.prepared import PreparedPlan
 from sti_hf.runtime.reads.streamer import ShardStreamer
@@ -27,7 +28,7 @@ Reopening = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function that opens a model again, and its arguments: all of them can be pickled."""
 
 
-class STISession:
+class STISession(StoredPart):
     """Runs a model from its store. Reading begins at once; one forward runs at a time, other threads wait their turn.
 
     It closes at the end of a `with` block, or when neither the model nor a part of it is used any more.

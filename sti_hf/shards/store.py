@@ -97,15 +97,15 @@ class StoreIndex:
         """Reads `sti.json`; raises `StoreError` where it is damaged or of a newer format."""
         try:
             outer = json.loads(text)
-            version, body = outer["format_version"], outer["index"]
-        except (ValueError, KeyError, TypeError) as error:
+            version, body, checksum = int(outer["format_version"]), outer["index"].encode(), outer["checksum"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{INDEX_FILE} is damaged (not an index); shard the model again.") from error
         if version != FORMAT_VERSION:
             raise StoreError(
                 f"This store has format {version}, and this version of sti_hf reads format {FORMAT_VERSION}; "
                 f"{'upgrade sti_hf' if version > FORMAT_VERSION else 'shard the model again'}."
             )
-        if native.crc32c(body.encode()) != outer.get("checksum"):
+        if native.crc32c(body) != checksum:
             raise StoreError(f"{INDEX_FILE} is damaged (its checksum does not match); shard the model again.")
         content = json.loads(body)
         if content.get("depth_rule", DEPTH_RULE) != DEPTH_RULE:

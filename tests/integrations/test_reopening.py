@@ -105,7 +105,7 @@ def test_datasets_map_takes_it(model: Any) -> None:
 
 
 def test_a_part_is_refused_in_one_sentence(model: Any) -> None:
-    for part in (model.bert, model.bert.encoder, model.bert.encoder.layer[0], model.get_input_embeddings()):
+    for part in (model.sti, model.bert, model.bert.encoder, model.bert.encoder.layer[0], model.get_input_embeddings()):
         for again in (copy.deepcopy, pickle.dumps):
             with pytest.raises(UnsupportedUseError, match="copy the model"):
                 again(part)

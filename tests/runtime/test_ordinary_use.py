@@ -196,6 +196,12 @@ def test_narrower_dtypes_are_as_stock(model: Any) -> None:
     assert torch.allclose(narrow(**inputs).logits.float(), expected.float(), atol=0.15)
 
 
+def test_weights_are_not_initialized_again(model: Any) -> None:
+    for initialize in (model.init_weights, model.post_init, model.initialize_weights):
+        initialize()
+        check(model)
+
+
 def test_other_weights_are_refused(model: Any) -> None:
     """They would be a mixture of these and the store's."""
     for strict in (True, False):

@@ -181,7 +181,9 @@ def test_opening_refuses_a_damaged_index(tmp_path: Path, store: ShardStore) -> N
     (path / INDEX_FILE).write_text(text.replace("bert", "bart"))
     with pytest.raises(StoreError, match="checksum does not match"):
         ShardStore.open(path)
-    for damaged in (text[:100].encode(), b"", b"\xff\xfe" + text.encode()):
+    wrong = [{"format_version": None}, {"format_version": "x"}, {"index": None}, {"index": -7}, {"index": []}]
+    others = [json.dumps(json.loads(text) | each).encode() for each in wrong] + [b"null", b"1", b"[]"]
+    for damaged in (text[:100].encode(), b"", b"\xff\xfe" + text.encode(), *others):
         (path / INDEX_FILE).write_bytes(damaged)
         with pytest.raises(StoreError, match="not an index"):
             ShardStore.open(path)
