@@ -33,8 +33,8 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def bare_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The encoder of the family, without a head."""
-    bare: Any = MODEL_MAPPING[type(config)]
-    return bare
+    bare: Any = MODEL_MAPPING.get(type(config), None)
+    return stock_class(config) if bare is None else bare
 
 
 def class_by_name(name: str) -> type[PreTrainedModel]:

@@ -117,7 +117,7 @@ class Architecture:
 
     def shape_of(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[int, int] | None:
         """Batch, and tokens of each sequence, of a base model's inputs; None where these do not say it."""
-        for name, width in (("input_ids", 1), ("inputs_embeds", 2), ("hidden_states", 2)):
+        for name, width in (("input_ids", 1), ("inputs_embeds", 2)):
             shape = getattr(inputs.get(name), "shape", ())
             if len(shape) >= width:
                 return math.prod(shape[:-width]), int(shape[-width])

@@ -31,10 +31,11 @@ class ImageInputs:
 
     def shape_of(self, config: PreTrainedConfig, inputs: Mapping[str, Any]) -> tuple[int, int] | None:
         """Batch, and tokens of each image, of `pixel_values` `[batch, channels, height, width]`."""
-        pixels = inputs.get("pixel_values")
-        if getattr(pixels, "ndim", 0) != 4:
-            return None
-        return len(pixels), self._tokens(config, *pixels.shape[2:])  # type: ignore[arg-type,union-attr]
+        shape = tuple(getattr(inputs.get("pixel_values"), "shape", ()))
+        if len(shape) == 4:
+            return shape[0], self._tokens(config, *shape[2:])
+        states = tuple(getattr(inputs.get("hidden_states"), "shape", ()))  # where a base model has no embeddings
+        return states[:2] if len(states) == 3 else None
 
     def example_inputs(self, config: PreTrainedConfig, batch: int, tokens: int) -> dict[str, Tensor]:
         """Random images of the size that the configuration names."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,10 @@ class Runner:
     def __init__(self, store: ShardStore, session: STISession, model: PreTrainedModel) -> None:
         self.store, self.session, self.model = store, session, model
         self._architecture = get_architecture(model.config)
+        # Without the head: one over the vocabulary is streamed, which is planned for by its bytes.
+        base: Any = model.base_model
+        takes_inputs = self._architecture.main_inputs[0] in inspect.signature(base.forward).parameters
+        self._module: Any = base if takes_inputs else model
 
     def token_counts(self) -> list[int]:
         """The token counts to measure at, up to the model's longest input: attention's cost cannot be extrapolated."""
@@ -84,8 +90,7 @@ class Runner:
     def _run(self, inputs: dict[str, torch.Tensor]) -> tuple[RunTimeline, float]:
         """What a forward took, and the seconds for which this thread was running in it."""
         begun = time.thread_time()
-        # Without the head: one over the vocabulary is streamed, which is planned for by its bytes.
-        self.model.base_model(**inputs)
+        self._module(**inputs)
         assert self.session.last_run is not None
         return self.session.last_run, time.thread_time() - begun
 

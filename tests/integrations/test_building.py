@@ -24,8 +24,8 @@ HEADS = sorted(
 )
 LOADERS_OWN = {"_is_hf_initialized", "_use_kernels", "_weight_conversions"}
 """What Transformers' loader notes of its own work: what it has set, no kernels (the default), names for saving."""
-OWN = {"sti", "forward", *METHODS}
-"""What is a model's that runs from its store."""
+OWN = {"sti", "forward", "_output_capturing_hooks_installed", *METHODS}
+"""What is a model's that runs from its store; Transformers' hooks are put in before a stock model has them."""
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from sti_hf import STIConfig
 from sti_hf.integrations.store_model import load_model_on
 from sti_hf.model import get_architecture
+from sti_hf.model.fused import split_fused
 from sti_hf.planning import DeviceProfile, ExecutionPlan, OnePlan, PlanRequest, Workload, make_plan, predict_latency
 from sti_hf.planning.refinement import PLANE_FIDELITIES
 from sti_hf.planning.staging import MINIMUM_READ_AHEAD
@@ -167,6 +168,7 @@ def stock_with_plan_weights(model: PreTrainedModel, store: ShardStore, bits: np.
     """
     architecture = get_architecture(model.config)
     quantizer = get_quantizer(store.index.quantizer)
+    split_fused(model, architecture)
     layers: Any = model.base_model.get_submodule(architecture.layers)
     for layer, module in enumerate(layers):
         linears = {matrix.name: module.get_submodule(matrix.module) for matrix in architecture.matrices}
