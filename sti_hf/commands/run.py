@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_json, sti_config
 from sti_hf.config import STIConfig
 from sti_hf.drawing import draw_run, terminal
-from sti_hf.errors import InputError
+from sti_hf.errors import InputError, UnsupportedUseError
 from sti_hf.integrations.model_classes import bare_class, stock_class
-from sti_hf.model import get_architecture
+from sti_hf.model import architecture_of
 from sti_hf.shards.store import ShardStore
 
 if TYPE_CHECKING:
@@ -43,11 +43,14 @@ def run(options: argparse.Namespace) -> int:
     build_pipeline: Any = pipeline
     chosen = sti_config(options)
     store = ShardStore.open(options.store)
+    architecture = architecture_of(store.index.model_type)
+    if "input_ids" not in architecture.main_inputs:
+        raise UnsupportedUseError("This model sees images, and sti run takes texts: use it in Python, with pipeline.")
     tokenizer: Any = load_tokenizer(store)
     config = AutoConfig.from_pretrained(options.store)
     task = _task(config)
     tokens = [_tokens(tokenizer, task, text) for text in options.texts]
-    longest = get_architecture(config).longest_input(config)
+    longest = architecture.longest_input(config)
     if max(tokens) > longest:
         raise InputError(f"A text has {max(tokens)} tokens, and this model takes {longest}; shorten it.")
     if options.seq_len is None:

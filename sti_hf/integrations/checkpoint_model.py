@@ -106,7 +106,10 @@ def _config_object(
 ) -> PreTrainedConfig:
     config_class: Any = getattr(model_class, "config_class", None)
     model_type = content.get("model_type")
-    if model_class is not None and config_class is not None and model_type not in (None, config_class.model_type):
+    # One tower of two: Transformers reads its part of the configuration, and its weights.
+    is_part = getattr(config_class, "base_config_key", "") in content
+    types = (None, config_class.model_type) if config_class is not None else ()
+    if model_class is not None and config_class is not None and model_type not in types and not is_part:
         raise SourceError(
             f"{source.name} is a model of type {model_type!r}, and {model_class.__name__} takes those of type "
             f"{config_class.model_type!r}; name a class of its own family."

@@ -32,9 +32,11 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def bare_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The encoder of the family, without a head."""
+    """The encoder of the family, without a head; the class itself where there is none with its names of weights."""
     bare: Any = MODEL_MAPPING.get(type(config), None)
-    return stock_class(config) if bare is None else bare
+    named = named_class(config)
+    fits = bare is not None and (named is None or named.base_model_prefix == bare.base_model_prefix)
+    return bare if fits else stock_class(config)
 
 
 def class_by_name(name: str) -> type[PreTrainedModel]:

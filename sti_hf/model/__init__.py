@@ -53,6 +53,16 @@ FAMILIES: tuple[Architecture, ...] = (
 )
 """To support another family, write its file and add it here."""
 
+ONE_TOWER = "load one of its towers, with a class such as {}"
+WHY_NOT = {
+    "albert": "ALBERT runs one layer many times, so that there is nothing to read meanwhile",
+    "clip": ONE_TOWER.format("CLIPVisionModel or CLIPTextModel"),
+    "siglip": ONE_TOWER.format("SiglipVisionModel or SiglipTextModel"),
+    "deberta": "DeBERTa's first version fuses its projections head by head; versions 2 and 3 are supported",
+    "new": "that is code of the checkpoint's own: use a checkpoint of Transformers' GTE",
+}
+"""What to say of some types beside which are supported."""
+
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
@@ -76,7 +86,9 @@ def get_architecture(config: PreTrainedConfig) -> Architecture:
 def architecture_of(model_type: str | None) -> Architecture:
     """Architecture of the family with this `config.model_type`. Raises `UnsupportedModelError` where there is none."""
     if model_type not in _BY_MODEL_TYPE:
+        why = f" ({WHY_NOT[model_type]})" if model_type in WHY_NOT else ""
         raise UnsupportedModelError(
-            f"Models of type {model_type!r} are not supported; supported are {', '.join(supported_model_types())}."
+            f"Models of type {model_type!r} are not supported{why}; supported are "
+            f"{', '.join(supported_model_types())}."
         )
     return _BY_MODEL_TYPE[model_type]

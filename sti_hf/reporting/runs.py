@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from sti_hf.config import STIConfig
 from sti_hf.integrations.session import open_session
 from sti_hf.integrations.store_model import load_model_on
+from sti_hf.model import get_architecture
 from sti_hf.planning import ExecutionPlan
 from sti_hf.profiling.examples import longest_input
 from sti_hf.reporting.plan_grid import PlanGrid
@@ -20,8 +21,6 @@ from sti_hf.runtime.session import STISession
 from sti_hf.runtime.timeline import RunTimeline
 from sti_hf.shards.store import ShardStore
 
-FIRST_TOKEN = 10
-"""Tokens below may be special."""
 REPEATS = 3
 
 
@@ -64,18 +63,16 @@ def measure_runs(
     plans: list[ExecutionPlan],
     progress: Callable[[int], object] = lambda runs: None,
 ) -> Iterator[MeasuredRun]:
-    """Runs each plan, of random tokens: once to fill the preload buffer, then `REPEATS` times with the store's files
+    """Runs each plan, of random inputs: once to fill the preload buffer, then `REPEATS` times with the store's files
     out of memory, which is what T is about. Yields the run of median duration."""
     session = open_session(store, config.replaced(target_latency=max(plan.target_latency for plan in plans)))
     try:
         model = load_model_on(store, session)
         tokens = min(plans[0].workload.tokens, longest_input(model))
         batch = plans[0].workload.batch
-        generator = torch.Generator().manual_seed(0)
-        inputs = {
-            "input_ids": torch.randint(FIRST_TOKEN, model.config.vocab_size, (batch, tokens), generator=generator),
-            "attention_mask": torch.ones(batch, tokens, dtype=torch.long),
-        }
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            inputs = get_architecture(model.config).example_inputs(model.config, batch, tokens)
         for plan in plans:
             session.use(plan)
             model(**inputs)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+)
 
 from sti_hf import STIConfig, shard_checkpoint
 from sti_hf.integrations.store_model import load_encoder_on
@@ -31,9 +37,9 @@ def encoder_of(store: Any) -> Any:
     return load_encoder_on(store, STISession(store, STIConfig(), OnePlan(plan), EXACT))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_the_encoder_of_every_family(model_type: str, tmp_path: Path) -> None:
-    stock = tiny_model(head_of(model_type))
+@pytest.mark.parametrize("head", [*map(head_of, FAMILIES), CLIPVisionModelWithProjection, CLIPTextModelWithProjection])
+def test_the_encoder_of_every_family(head: Any, tmp_path: Path) -> None:
+    stock = tiny_model(head)
     model = encoder_of(store_of(stock, tmp_path / "store"))
     inputs = tiny_inputs(stock)
     bare = stock if type(stock) is type(model) else stock.base_model

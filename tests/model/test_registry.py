@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from torch import nn
-from transformers import GPT2Config
+from transformers import AlbertConfig, CLIPConfig, DebertaConfig, GPT2Config
 
 import sti_hf.model
 from sti_hf.model import UnsupportedModelError, get_architecture, supported_model_types
@@ -37,7 +37,10 @@ HEAD_CLASSES = [
 
 
 def test_the_promised_families_are_supported() -> None:
-    promised = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra"}
+    promised = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra", "modernbert"}
+    promised |= {"nomic_bert", "gte", "eurobert", "jina_embeddings_v3", "ernie", "layoutlm", "deberta-v2"}
+    promised |= {"vit", "deit", "dinov2", "dinov3_vit", "siglip_vision_model", "siglip_text_model"}
+    promised |= {"clip_vision_model", "clip_text_model"}
     assert promised <= set(supported_model_types())
     assert supported_model_types() == sorted(supported_model_types())
 
@@ -87,6 +90,32 @@ def test_an_unsupported_family_gets_a_list_of_those_supported() -> None:
     with pytest.raises(UnsupportedModelError, match="'gpt2'") as error:
         get_architecture(GPT2Config())
     assert all(model_type in str(error.value) for model_type in supported_model_types())
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (AlbertConfig(), "one layer many times"),
+        (CLIPConfig(), "CLIPVisionModel"),
+        (DebertaConfig(), "versions 2 and 3"),
+    ],
+)
+def test_some_kinds_are_told_why(config: Any, why: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=why):
+        get_architecture(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "why"),
+    [
+        ("deberta-v2", {"share_att_key": False}, "share_att_key"),
+        ("dinov2", {"use_swiglu_ffn": True}, "SwiGLU"),
+        ("dinov3_vit", {"use_gated_mlp": True}, "gated"),
+    ],
+)
+def test_configurations_with_another_cut_are_rejected(model_type: str, overrides: dict[str, Any], why: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=why):
+        get_architecture(tiny_config(model_type, **overrides))
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "electra"])
