@@ -83,6 +83,7 @@ def shard_source(
         raise SourceError(f"The quantizer {name!r} takes no calibration text; leave out one of the two.")
     chosen = get_quantizer(name) if calibration is None else None
     texts = calibration.read() if calibration is not None else []
+    source_config(source)  # what is no checkpoint is refused as such
     companions = companion_files(source)
     weights = pickled_weights(source, companions)
     model = checkpoint_model(source, model_class, model_arguments)

@@ -102,7 +102,8 @@ class Source:
         except OSError as error:
             snapshot = getattr(error, "snapshot_path", None)  # not reached, and known to lack files
             if snapshot is None:
-                raise SourceNotFoundError(" ".join(str(error).split())) from error
+                reason = " ".join(str(error).split())
+                raise SourceNotFoundError(f"The files of {self.name} cannot be fetched: {reason}") from error
         return Path(snapshot) / subfolder
 
     def config(self) -> dict[str, Any]:
