@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from sti_hf import ShardStore, cli, shard_checkpoint
-from sti_hf.integrations.companion_files import PATTERNS
+from sti_hf.integrations import sources
+from sti_hf.integrations.companion_files import PATTERNS, companion_files
 from sti_hf.integrations.store_cache import resolve_store
+from sti_hf.model import get_architecture
+from sti_hf.shards.reorder import reorder_store
 from tests.integrations.checkpoints import checkpoint, refused
 
 PLAIN = (
@@ -69,9 +73,6 @@ def test_they_come_along_as_they_are(source: Path, tmp_path: Path) -> None:
 
 
 def test_they_stay_when_a_store_is_reordered(source: Path, tmp_path: Path) -> None:
-    from sti_hf.model import get_architecture
-    from sti_hf.shards.reorder import reorder_store
-
     store = sharded(source, tmp_path)
     config = BertModel.from_pretrained(source).config
     order = [list(reversed(range(store.grid.slices)))] * store.grid.layers
@@ -137,10 +138,6 @@ def test_on_the_hub(tmp_path: Path, subfolder: str) -> None:
 
 def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     """Only files that match, of the commit that the configuration is of."""
-    from huggingface_hub.utils import filter_repo_objects
-
-    from sti_hf.integrations import sources
-
     commit = "a" * 40
     snapshot = tmp_path / "snapshots" / commit
     every = [path.relative_to(source.parent).as_posix() for path in source.rglob("*") if path.is_file()]
@@ -165,8 +162,6 @@ def test_what_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
     monkeypatch.setattr(sources, "cached_file", cached_file)
     hub = sources.Source.of("someone/model", subfolder="source", token="secret")
-    from sti_hf.integrations.companion_files import companion_files
-
     expected = {*PLAIN, "modules.json", "tokenizer.json", "tokenizer_config.json", "2_Dense/model.safetensors"}
     assert companion_files(hub).keys() == expected
     unused = {"source/2_Dense/optimizer.pt"}
