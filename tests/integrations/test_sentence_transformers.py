@@ -102,7 +102,7 @@ def test_every_length_has_its_plan(source: Path) -> None:
     tokens = set()
     for text in ("a", "a cold model answers . " * 3, "a cold model answers . " * 20):
         model.encode(text)
-        tokens.add(model.transformers_model.sti.plan.tokens)
+        tokens.add(model.transformers_model.sti.plan.workload.tokens)
     assert len(tokens) > 1
     close(model)
 
