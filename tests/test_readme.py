@@ -80,13 +80,14 @@ def test_the_python_code(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("which", ["store", "checkpoint"])
 def test_sentence_transformers(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str) -> None:
     _, code, _ = PYTHON
-    call, otherwise = re.findall(
-        r"SentenceTransformer\((\S+)\)  # or (.*, with model_kwargs=.*)$", code, re.MULTILINE
-    )[0]
+    ((call, otherwise),) = re.findall(r"SentenceTransformer\((.*)\)  # or (.*)", code)
     if which == "store":
-        code = code.replace(call, repr(str(shard_checkpoint(encoder, tmp_path / "store", quantizer="gobo").path)))
+        store = shard_checkpoint(encoder, tmp_path / "store", quantizer="gobo").path
+        code = code.replace('"STORE"', repr(str(store)))
     else:
-        code = code.replace(call, otherwise.replace("with ", "").replace('"SRC"', repr(str(encoder))))
+        assert otherwise.count("{...}") == 1
+        code = code.replace(call, otherwise.replace("{...}", '{"target_latency": "50ms"}'))
+        code = code.replace('"SRC"', repr(str(encoder)))
     names: dict[str, Any] = {}
     exec(code, names)
     assert any(note in capsys.readouterr().out for note in names["notes"])

@@ -221,6 +221,16 @@ def test_saving_is_refused_in_a_sentence(store: Path, tmp_path: Path) -> None:
     close(model)
 
 
+def test_another_device_is_refused_in_a_sentence(store: Path) -> None:
+    """The library takes an accelerator where there is one; the device meta stands for it here."""
+    model = SentenceTransformer(str(store), device="meta", model_kwargs={"sti_config": STOCK})
+    with pytest.raises(
+        UnsupportedUseError, match=r"on the device meta, and a model runs .* on the CPU: .*device='cpu'"
+    ):
+        model.encode(TEXTS)
+    close(model)
+
+
 # A real encoder.
 
 NOTES = [
