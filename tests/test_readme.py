@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForSequenceClassification, pipeline
+from transformers import BertForSequenceClassification, BertModel, pipeline
 from transformers.utils import logging
 
 from sti_hf import cli, shard_checkpoint
@@ -38,6 +38,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(BertModel, tmp_path_factory.mktemp("readme") / "encoder")
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset with the columns of SST-2."""
     texts = sentences(12)
@@ -51,14 +56,14 @@ def _known_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_has_code_and_commands() -> None:
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     assert {command.split()[0] for command in COMMANDS} >= {"make", "sti"}
     verbs = [command.split()[1] for command in COMMANDS if command.startswith("sti ")]
     assert verbs[0] == "shard", "the others need the store that it makes"
 
 
 def test_the_python_code(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _ = PYTHON
+    code, *_ = PYTHON
     assert code.count(PLACEHOLDER) == 1
     assert len(code.splitlines()) < 16, "ten lines of Python"
     names: dict[str, Any] = {}
@@ -72,8 +77,26 @@ def test_the_python_code(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     session.close()
 
 
+@pytest.mark.parametrize("which", ["store", "checkpoint"])
+def test_sentence_transformers(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str) -> None:
+    _, code, _ = PYTHON
+    ((call, otherwise),) = re.findall(r"SentenceTransformer\((.*)\)  # or (.*)", code)
+    if which == "store":
+        store = shard_checkpoint(encoder, tmp_path / "store", quantizer="gobo").path
+        code = code.replace('"STORE"', repr(str(store)))
+    else:
+        assert otherwise.count("{...}") == 1
+        code = code.replace(call, otherwise.replace("{...}", '{"target_latency": "50ms"}'))
+        code = code.replace('"SRC"', repr(str(encoder)))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert any(note in capsys.readouterr().out for note in names["notes"])
+    assert names["found"].shape == (1, 2)
+    names["encoder"].transformers_model.sti.close()
+
+
 def test_profiling_a_task_of_ones_own(model: Path, data: Path, tmp_path: Path) -> None:
-    _, code = PYTHON
+    *_, code = PYTHON
     store = shard_checkpoint(model, tmp_path / "store", quantizer="gobo")
     metric = 'metric="accuracy"'  # on the Hub
     for word, value in {

@@ -12,8 +12,8 @@ from transformers.utils import logging
 from sti_hf.errors import SourceError
 from sti_hf.integrations.calibration_text import CalibrationText, Texts, calibration_batches
 from sti_hf.integrations.checkpoint_model import NO_ARGUMENTS, checkpoint_model, source_config
+from sti_hf.integrations.companion_files import companion_files, copy_companions, pickled_weights
 from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
-from sti_hf.integrations.tokenizer import copy_tokenizer, tokenizer_files
 from sti_hf.integrations.weight_files import weight_files
 from sti_hf.model import get_architecture
 from sti_hf.shards.permissions import readers_of
@@ -83,6 +83,9 @@ def shard_source(
         raise SourceError(f"The quantizer {name!r} takes no calibration text; leave out one of the two.")
     chosen = get_quantizer(name) if calibration is None else None
     texts = calibration.read() if calibration is not None else []
+    source_config(source)  # what is no checkpoint is refused as such
+    companions = companion_files(source)
+    weights = pickled_weights(source, companions)
     model = checkpoint_model(source, model_class, model_arguments)
     if chosen is None:
         chosen = _calibrated(model, texts, source)
@@ -94,17 +97,17 @@ def shard_source(
             quantizer=chosen,
             quantizer_name=name,
             full=full,
-            permissions=readers_of(source_files(source)),
-            extra_files=lambda folder: copy_tokenizer(source, folder),
+            permissions=readers_of(source_files(source, companions)),
+            extra_files=lambda folder: copy_companions(companions, weights, folder),
             progress=lambda layers: bar.update(1),
         )
 
 
-def source_files(source: Source) -> list[Path]:
-    """The files of a checkpoint that a store is made from: configuration, weights with their index, tokenizer."""
+def source_files(source: Source, companions: Mapping[str, Path]) -> list[Path]:
+    """The files of a checkpoint that a store is made from: configuration, weights with their index, its companions."""
     config = source.find(CONFIG_FILE)
     weights = weight_files(source, source_config(source))
-    return [*([config] if config is not None else []), *weights, *tokenizer_files(source)]
+    return [*([config] if config is not None else []), *weights, *companions.values()]
 
 
 def _calibrated(model: Any, texts: Texts, source: Source) -> CalibratedQuantizer:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers.utils import cached_file
 
 from sti_hf.errors import ConfigurationError, SourceError, SourceNotFoundError, STIError
@@ -84,6 +86,25 @@ class Source:
                 raise SourceNotFoundError(" ".join(str(error).split())) from error
             self._found[name] = None if found is None else Path(found)
         return self._found[name]
+
+    def fetch(self, patterns: Iterable[str]) -> Path:
+        """The local folder that has all files of it that match one of the patterns (`fnmatch`), fetched, if need be.
+
+        Where the Hub cannot be reached, it has those that are on this machine already.
+        """
+        if self.folder is not None:
+            return self.folder
+        arguments = {name: value for name, value in self.hub.items() if name not in ("subfolder", "proxies")}
+        subfolder = self.hub.get("subfolder", "")
+        allowed = [f"{glob.escape(subfolder)}/{pattern}" if subfolder else pattern for pattern in patterns]
+        try:
+            snapshot = snapshot_download(self.name, allow_patterns=allowed, **arguments)
+        except OSError as error:
+            snapshot = getattr(error, "snapshot_path", None)  # not reached, and known to lack files
+            if snapshot is None:
+                reason = " ".join(str(error).split())
+                raise SourceNotFoundError(f"The files of {self.name} cannot be fetched: {reason}") from error
+        return Path(snapshot) / subfolder
 
     def config(self) -> dict[str, Any]:
         """Its `config.json`. Raises `SourceNotFoundError` where it has none, `SourceError` where it is damaged."""

@@ -17,6 +17,7 @@ from sti_hf.errors import STIError, StoreError
 from sti_hf.forking import ThreadsLock
 from sti_hf.integrations.checkpoint import shard_source, source_files
 from sti_hf.integrations.checkpoint_model import NO_ARGUMENTS, source_config
+from sti_hf.integrations.companion_files import companion_files
 from sti_hf.integrations.model_classes import named_class
 from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
 from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
@@ -88,7 +89,7 @@ def _name(
 ) -> str:
     """Names the cached store of a checkpoint as it is now: whatever gives another store gives another name."""
     if source.folder is not None:
-        state = [_file_state(path) for path in source_files(source)]
+        state = [_file_state(path) for path in source_files(source, companion_files(source))]
     else:
         # The snapshot's folder is named by the commit, so its path names the content of every file.
         source_config(source)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sti_hf.errors import SourceError
-from sti_hf.integrations.sources import Source, in_one_sentence
+from sti_hf.integrations.sources import in_one_sentence
 from sti_hf.shards.store import ShardStore
 
 TOKENIZER_FILES = (
@@ -16,24 +13,13 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "bpe.codes",
-    "sentencepiece.bpe.model",
-    "spiece.model",
+    *("vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "dict.txt", "entity_vocab.json"),
+    *("sentencepiece.bpe.model", "sentencepiece.model", "spiece.model", "spm.model", "spm_char.model"),
+    *("tokenizer.model", "tiktoken.model", "tekken.json", "prophetnet.tokenizer"),
+    *("source.spm", "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json"),
+    *("byte_maps.json", "emoji.json", "normalizer.json", "word_pronunciation.json", "word_shape.json"),
 )
-
-
-def tokenizer_files(source: Source) -> list[Path]:
-    """The files of a checkpoint's tokenizer; none where it has no tokenizer."""
-    return [path for name in TOKENIZER_FILES if (path := source.find(name)) is not None]
-
-
-def copy_tokenizer(source: Source, folder: Path) -> None:
-    """Copies the tokenizer as it is. To load and save it would give a checkpoint without one an empty one."""
-    for path in tokenizer_files(source):
-        shutil.copyfile(path, folder / path.name)
+"""The names under which tokenizers of Transformers save what they are."""
 
 
 def load_tokenizer(store: ShardStore) -> PreTrainedTokenizerBase:

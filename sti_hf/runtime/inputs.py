@@ -39,6 +39,11 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
     for name, value in inputs.items():
         if not isinstance(value, Tensor):
             continue
+        if value.device.type != "cpu":
+            raise UnsupportedUseError(
+                f"{name} is on the device {value.device}, and a model runs from its store on the CPU: keep it and its "
+                "inputs there (device='cpu')."
+            )
         if name in MAIN_INPUTS and value.numel() == 0:
             raise InputError(
                 f"{name} is empty, {list(value.shape)}: give at least one text of one token, or one image."
