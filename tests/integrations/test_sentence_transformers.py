@@ -88,6 +88,18 @@ def test_the_embeddings_are_the_sources(model_class: Any, pooling: str, tmp_path
         close(model)
 
 
+def test_a_module_whose_weights_are_a_pickle(source: Path, tmp_path: Path) -> None:
+    """As the library saved them before safetensors."""
+    folder = shutil.copytree(source, tmp_path / "model")
+    stock = SentenceTransformer(str(source), device="cpu")
+    (folder / "2_Dense" / "model.safetensors").unlink()
+    stock[2].save(str(folder / "2_Dense"), safe_serialization=False)
+    model = loaded(shard_checkpoint(folder, tmp_path / "store", quantizer="gobo").path)
+    same(model.encode(TEXTS), stock.encode(TEXTS))
+    assert not list((tmp_path / "store").rglob("*.bin"))
+    close(model)
+
+
 def test_a_store_needs_no_argument(source: Path, store: Path) -> None:
     model = SentenceTransformer(str(store), device="cpu")
     expected = SentenceTransformer(str(source), device="cpu").encode(TEXTS)
