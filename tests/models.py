@@ -19,10 +19,10 @@ _SIZES = {
     "hidden_size": HIDDEN,
     "intermediate_size": FFN,
 }
-GATED = frozenset({"nomic_bert", "gte", "eurobert", "modernbert"})
+GATED = frozenset({"nomic_bert", "gte", "eurobert", "modernbert", "gemma3_text"})
 """Families whose FFNs have a gate."""
 
-KEY_VALUE_HEADS = {"eurobert": 2}
+KEY_VALUE_HEADS = {"eurobert": 2, "gemma3_text": 2}
 """Of families whose query heads share keys and values."""
 
 _IMAGES = {**_SIZES, "image_size": 16, "patch_size": 8}
@@ -44,6 +44,17 @@ _FAMILY = {
         "pos_att_type": ["c2p", "p2c"],
         "position_biased_input": False,
         "norm_rel_ebd": "layer_norm",
+    },
+    "gemma3_text": {
+        **_SIZES,
+        "num_key_value_heads": 2,
+        "head_dim": HIDDEN // HEADS,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 8,
+        "use_bidirectional_attention": True,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
     },
     "electra": {**_SIZES, "embedding_size": 16},
     "modernbert": {

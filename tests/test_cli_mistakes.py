@@ -92,7 +92,7 @@ def test_mistakes_are_one_line(
     assert line.startswith("sti")
     assert " error: " in line
     assert sentence in line
-    assert len(line) < 300
+    assert len(line) < 500
     assert sorted(tmp_path.rglob("*")) == before
 
 

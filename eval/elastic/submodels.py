@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eval.elastic.sliced_linear import SlicedLinear
+from sti_hf.errors import UnsupportedModelError
 from sti_hf.model import get_architecture
 from sti_hf.model.depth import kept_layers
 from sti_hf.model.layer_runner import (
-    given_output,
+    StandIn,
     input_of_layer,
     layers_of,
     only_layers,
     output_of_layer,
+    outputs_of_layer,
     with_input,
 )
 
@@ -52,12 +54,17 @@ class Submodels:
         self.model = model
         self.architecture = get_architecture(model.config)
         self.grid = self.architecture.grid(model.config)
+        if self.architecture.fused or self.grid.matrix_rows["q"] != self.grid.matrix_rows["k"]:
+            raise UnsupportedModelError(
+                f"Elastic fine-tuning cannot cut {model.config.model_type} models: their projections are fused, or "
+                "share keys among heads."
+            )
         self._layers = list(layers_of(model))
         self._linears: list[list[SlicedLinear]] = []
         self._width = self.grid.slices
         self._states: list[Tensor] = []
         self._embeddings: Tensor | None = None
-        self._returns_tuple = False
+        self._outputs = 0
         for layer, linears in zip(self._layers, self.architecture.linears(model)):
             sliced = [
                 SlicedLinear(linears[matrix.name], self.grid.matrix_rows[matrix.name], matrix.by_columns)
@@ -102,7 +109,7 @@ class Submodels:
                 logits = {deepest: (forward or self.model)(**inputs).logits}
             states, self._states = self._states, []
             for depth in set(depths) - {deepest}:
-                with only_layers(self.model, [given_output(states[depth], self._returns_tuple)]):
+                with only_layers(self.model, [StandIn(self._layers[0], self._outputs, states[depth])]):
                     logits[depth] = self.model(**inputs).logits
             return Outputs(states, logits)
         finally:
@@ -119,5 +126,5 @@ class Submodels:
         return self.architecture.layer_inputs(args, kwargs, range(self._width))
 
     def _after_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._returns_tuple = isinstance(output, tuple)
+        self._outputs = outputs_of_layer(output)
         self._states.append(output_of_layer(output))

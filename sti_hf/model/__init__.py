@@ -10,6 +10,7 @@ from sti_hf.model.families.deberta_v2 import DebertaV2
 from sti_hf.model.families.distilbert import DistilBert
 from sti_hf.model.families.electra import Electra
 from sti_hf.model.families.ernie import Ernie
+from sti_hf.model.families.gemma3_text import Gemma3Text
 from sti_hf.model.families.layoutlm import LayoutLM
 from sti_hf.model.families.modernbert import ModernBert
 from sti_hf.model.families.mpnet import MPNet
@@ -41,6 +42,7 @@ FAMILIES: tuple[Architecture, ...] = (
     Electra(),
     Ernie(),
     EuroBert(),
+    Gemma3Text(),
     JinaEmbeddingsV3(),
     LayoutLM(),
     ModernBert(),

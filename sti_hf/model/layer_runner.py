@@ -27,15 +27,14 @@ STATES_IN_MEMORY = 1 << 30
 
 @dataclass
 class LayerExecutions:
-    """How often layers were executed: `sentences` counts each sentence in each layer, `tokens` each of its padded
-    tokens."""
+    """How often layers were executed: `sentences` counts each sentence (or image) in each layer, `tokens` each of its
+    tokens, padding included."""
 
     sentences: int = 0
     tokens: int = 0
 
-    def add(self, inputs: Inputs, layers: int) -> None:
+    def add(self, batch: int, tokens: int, layers: int) -> None:
         """Counts a batch that went through that many layers."""
-        batch, tokens = inputs["input_ids"].shape
         self.sentences += layers * batch
         self.tokens += layers * batch * tokens
 
@@ -51,7 +50,14 @@ class LayerRunner:
         self.model = model
         self.executions = LayerExecutions()
         self._layers = list(layers_of(model))
-        self._returns_tuple = False
+        self._outputs: int | None = None
+
+    def shape_of(self, inputs: Inputs) -> tuple[int, int]:
+        """Batch, and tokens of each sequence, of inputs."""
+        config = self.model.config
+        shape = get_architecture(config).shape_of(config, inputs)
+        assert shape is not None
+        return shape
 
     @torch.no_grad()
     def embedded(self, inputs: Inputs) -> Tensor:
@@ -71,13 +77,14 @@ class LayerRunner:
         """The output of one layer for its input: float32 `[batch, tokens, hidden]` both."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._returns_tuple = isinstance(output, tuple)
+            self._outputs = outputs_of_layer(output)
             raise _Reached(output_of_layer(output))
 
+        layers = [*self._passed(inputs, layer), self._layers[layer]]
         handle = self._layers[layer].register_forward_hook(stop)
-        self.executions.add(inputs, 1)
+        self.executions.add(*self.shape_of(inputs), 1)
         try:
-            with only_layers(self.model, self._layers[layer : layer + 1]), _starting_with(self._layers[layer], states):
+            with only_layers(self.model, layers), _starting_with(self._layers[layer], states):
                 return self._reached(inputs)
         finally:
             handle.remove()
@@ -85,21 +92,32 @@ class LayerRunner:
     @torch.no_grad()
     def finish(self, inputs: Inputs, layer: int, states: Tensor) -> Tensor:
         """The logits, given the input of `layer`: only it and those above are executed."""
-        self.executions.add(inputs, len(self._layers) - layer)
-        with only_layers(self.model, self._layers[layer:]), _starting_with(self._layers[layer], states):
+        layers = [*self._passed(inputs, layer), *self._layers[layer:]]
+        self.executions.add(*self.shape_of(inputs), len(self._layers) - layer)
+        with only_layers(self.model, layers), _starting_with(self._layers[layer], states):
             return self._logits(inputs)
 
     @torch.no_grad()
     def head(self, inputs: Inputs, states: Tensor) -> Tensor:
-        """The logits, given the output of what is taken for the last layer. Some layer must have been run before."""
-        with only_layers(self.model, [given_output(states, self._returns_tuple)]):
+        """The logits, given the output of what is taken for the last layer."""
+        with only_layers(self.model, [StandIn(self._layers[0], self._form(inputs), states)]):
             return self._logits(inputs)
 
     @torch.no_grad()
     def run(self, inputs: Inputs) -> Tensor:
         """The logits of the whole model."""
-        self.executions.add(inputs, len(self._layers))
+        self.executions.add(*self.shape_of(inputs), len(self._layers))
         return self._logits(inputs)
+
+    def _passed(self, inputs: Inputs, layer: int) -> list[nn.Module]:
+        """What stands in for the layers before one: some models look up by its place what a layer is called with."""
+        return [StandIn(each, self._form(inputs)) for each in self._layers[:layer]]
+
+    def _form(self, inputs: Inputs) -> int:
+        if self._outputs is None:
+            self.advance(inputs, 0, self.embedded(inputs))
+        assert self._outputs is not None
+        return self._outputs
 
     def _logits(self, inputs: Inputs) -> Tensor:
         logits: Tensor = self.model(**inputs).logits
@@ -126,7 +144,7 @@ class HiddenStates:
         self.runner = runner
         self.batches = batches
         self.layer = 0
-        shapes = [(*batch["input_ids"].shape, runner.model.config.hidden_size) for batch in batches]
+        shapes = [(*runner.shape_of(batch), runner.model.config.hidden_size) for batch in batches]
         sizes = [math.prod(shape) for shape in shapes]
         if 4 * sum(sizes) > STATES_IN_MEMORY:
             with tempfile.NamedTemporaryFile(dir=folder) as file:
@@ -191,20 +209,28 @@ def output_of_layer(output: Any) -> Tensor:
     return states
 
 
-def given_output(states: Tensor, returns_tuple: bool) -> nn.Module:
-    """A layer that gives these hidden states whatever its input, in a tuple or not, as the model's own layers do."""
-    return _Given((states,) if returns_tuple else states)
+def outputs_of_layer(output: Any) -> int:
+    """How many values a layer's forward returns in a tuple; 0 where it returns hidden states alone."""
+    return len(output) if isinstance(output, tuple) else 0
 
 
-class _Given(nn.Module):
-    """A layer whose output is known."""
+class StandIn(nn.Module):
+    """Has the attributes of a layer, and gives `states` (None: its input) in the form of so many `outputs`."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, layer: nn.Module, outputs: int, states: Tensor | None = None) -> None:
         super().__init__()
-        self.output = output
+        self.__dict__.update(layer=layer, outputs=outputs, states=states)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["layer"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
+        """What a layer that is not executed gives."""
+        states = input_of_layer(args, kwargs) if self.states is None else self.states
+        return (states, *[None] * (self.outputs - 1)) if self.outputs else states
 
 
 class _Reached(Exception):

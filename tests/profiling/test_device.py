@@ -73,7 +73,7 @@ def test_every_compute_dtype(store: ShardStore, dtype: str) -> None:
     profile = measure(store, compute_dtype=dtype, progress=steps.append)
     check(profile, store)
     assert profile.compute_dtype in (COMPUTE_DTYPES[1:] if dtype == "auto" else (dtype,))
-    assert profile.tokens == (16, 64, 68), "up to what fits into 70 positions"
+    assert profile.tokens == (16, 64, 70), "up to what fits into 70 positions"
     assert profile.widths == (1, 2, 4)
     assert len(steps) == STEPS
 
@@ -81,12 +81,12 @@ def test_every_compute_dtype(store: ShardStore, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("model_class", "overrides", "tokens"),
     [
-        (BertModel, {"max_position_embeddings": 8}, (6,)),
-        (BertModel, {"num_hidden_layers": 1, "num_attention_heads": 1}, (16, 64, 68)),
+        (BertModel, {"max_position_embeddings": 8}, (8,)),
+        (BertModel, {"num_hidden_layers": 1, "num_attention_heads": 1}, (16, 64, 70)),
         (BertModel, {"max_position_embeddings": 600}, TOKENS),
         (RobertaForSequenceClassification, {"max_position_embeddings": 66}, (16, 64)),
         (MPNetModel, {"max_position_embeddings": 65}, (16, 63)),
-        (BertForMultipleChoice, {}, (16, 64, 68)),
+        (BertForMultipleChoice, {}, (16, 64, 70)),
     ],
     ids=["8 positions", "1 x 1", "long", "RoBERTa", "MPNet", "multiple choice"],
 )

@@ -27,7 +27,7 @@ from sti_hf.profiling.submodels import coarse_grid
 from sti_hf.profiling.tasks import Task
 from sti_hf.shards.store import ShardStore
 from tests.integrations.checkpoints import save_checkpoint
-from tests.models import HEADS, LAYERS, TASK_HEADS, tiny_model
+from tests.models import HEADS, KEY_VALUE_HEADS, LAYERS, TASK_HEADS, tiny_model
 from tests.runtime.sessions import plan_of, running, store_of
 from tests.tasks import TASK, centred, predicted_labels, sentences
 
@@ -45,6 +45,8 @@ class Setting:
         # Of the tokenizers only BERT's is needed; families without token types do not take them.
         path = save_checkpoint(tiny_model(BertForSequenceClassification), folder / "tokenizer")
         self.tokenizer = AutoTokenizer.from_pretrained(path, model_input_names=["input_ids", "attention_mask"])
+        if model_class.config_class.model_type in KEY_VALUE_HEADS:
+            overrides["num_key_value_heads"] = HEADS
         self.model = tiny_model(model_class, **overrides)
         if not task.is_regression:
             centred(self.model, self.tokenizer)

@@ -119,6 +119,10 @@ class Planned:
             )
         )
 
+    def workload(self, config: STIConfig, tokens: int | None = None) -> Workload:
+        """As for texts."""
+        return Workload(Workload.bucket(tokens or config.seq_len), config.batch_size)
+
     def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
         """Predicted seconds of a plan with another workload."""
         request = PlanRequest(self.store.layouts, self.profile, plan.target_latency, plan.preload_budget, workload)
@@ -135,6 +139,10 @@ class Plans:
 
     def __init__(self, plan: Callable[[STIConfig, Workload], ExecutionPlan]) -> None:
         self.plan = plan
+
+    def workload(self, config: STIConfig, tokens: int | None = None) -> Workload:
+        """As for texts."""
+        return Workload(Workload.bucket(tokens or config.seq_len), config.batch_size)
 
     def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
         """As predicted for the workload of the plan."""
