@@ -30,11 +30,12 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def centred(model: Any, tokenizer: Any) -> Any:
-    """The model, its head's bias moved so that it says either class for half of some sentences."""
+    """The model, its head's bias (if it has one) moved so that it says either class for half of some sentences."""
     margin = np.diff(_logits(model, tokenizer, sentences(64, seed=9)))
     head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
-    with torch.no_grad():
-        head.bias[1] -= float(np.median(margin))
+    if head.bias is not None:
+        with torch.no_grad():
+            head.bias[1] -= float(np.median(margin))
     return model
 
 
