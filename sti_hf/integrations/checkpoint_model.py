@@ -122,7 +122,7 @@ def _config_object(
     architecture = get_architecture(config)
     with in_one_sentence(f"The sizes in the config.json of {source.name} make no sense"):
         architecture.grid(config)
-    for field in ("hidden_act", "activation"):
+    for field in ("hidden_act", "hidden_activation", "activation"):
         activation = getattr(config, field, None)
         if isinstance(activation, str) and activation not in ACT2FN:
             raise UnsupportedModelError(
