@@ -54,7 +54,6 @@ _FAMILY = {
         "use_bidirectional_attention": True,
         "bos_token_id": 2,
         "eos_token_id": 2,
-        "pad_token_id": 0,
     },
     "electra": {**_SIZES, "embedding_size": 16},
     "modernbert": {

@@ -22,6 +22,8 @@ class RowGatheredEmbedding(StoredPart, nn.Module):
     beside looking rows up (Gemma scales them), it does here too: its own forward runs, on the rows that are asked for.
     """
 
+    _weightless: nn.Embedding | None
+
     def __init__(self, embedding: nn.Embedding, table: str, indices: str, forwards: Forwards) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
@@ -29,7 +31,9 @@ class RowGatheredEmbedding(StoredPart, nn.Module):
         self.output_dtype = embedding.weight.dtype
         self.table, self.indices = table, indices
         self._forwards = forwards
-        self._weightless = None if type(embedding) is nn.Embedding else _weightless(embedding)
+        self._buffers, self._non_persistent_buffers_set = embedding._buffers, embedding._non_persistent_buffers_set
+        # No submodule: names of buffers stay what they are.
+        self.__dict__["_weightless"] = None if type(embedding) is nn.Embedding else _weightless(embedding)
 
     @property
     def weight(self) -> Tensor:
@@ -83,7 +87,6 @@ def _weightless(embedding: nn.Embedding) -> nn.Embedding:
     """The same module without its weight."""
     weightless = copy.copy(embedding)
     weightless._parameters = {name: value for name, value in embedding._parameters.items() if name != "weight"}
-    weightless._buffers = dict(embedding._buffers)
     weightless.padding_idx = None  # places of rows are no token ids
     weightless.__dict__["weight"] = None
     return weightless
