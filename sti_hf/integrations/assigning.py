@@ -51,6 +51,8 @@ def assign_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Ass
     if not result.missing and not result.mismatched:
         _put(slots, {name: named[source][1] for name, source in sources.items()})
         _forget_untied(model)
+        for module in model.modules():
+            module._is_hf_initialized = True  # type: ignore[assignment] # else `init_weights` makes them random
     return result
 
 

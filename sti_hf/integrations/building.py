@@ -73,14 +73,12 @@ def build_model(
         raise lacks(store, model, assigned.missing)
     if assigned.mismatched:
         raise mismatches(store, model, assigned.mismatched)
-    for module in model.modules():
-        module._is_hf_initialized = True  # type: ignore[assignment] # else `init_weights` makes them random
     model.config.quantization_config = session.config
     return model.eval(), assigned.unexpected
 
 
 def _stored_dtype(store: ShardStore) -> torch.dtype:
     """The dtype of what a store keeps as the checkpoint had it; float32 where that is nothing."""
-    names = [*(table.dtype for table in store.index.tables.values()), store.index.full_dtype or "float32"]
-    dtype: torch.dtype = getattr(torch, names[0])
+    table = next(iter(store.index.tables.values()), None)
+    dtype: torch.dtype = getattr(torch, table.dtype if table is not None else store.index.full_dtype or "float32")
     return dtype

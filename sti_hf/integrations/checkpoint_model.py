@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from sti_hf.errors import SourceError, StoreError, UnsupportedModelError
@@ -106,10 +106,8 @@ def _config_object(
 ) -> PreTrainedConfig:
     config_class: Any = getattr(model_class, "config_class", None)
     model_type = content.get("model_type")
-    # One tower of two: Transformers reads its part of the configuration, and its weights.
-    is_part = getattr(config_class, "base_config_key", "") in content
-    types = (None, config_class.model_type) if config_class is not None else ()
-    if model_class is not None and config_class is not None and model_type not in types and not is_part:
+    of_class = config_class is None or model_type in (None, config_class.model_type)
+    if model_class is not None and not of_class and not _is_tower_of(config_class, model_type):
         raise SourceError(
             f"{source.name} is a model of type {model_type!r}, and {model_class.__name__} takes those of type "
             f"{config_class.model_type!r}; name a class of its own family."
@@ -129,6 +127,12 @@ def _config_object(
                 f"{source.name} has the activation {activation!r}, which Transformers has not."
             )
     return config
+
+
+def _is_tower_of(config_class: Any, model_type: Any) -> bool:
+    """Whether models of a type have one of this configuration as a part, which Transformers reads from their files."""
+    whole = CONFIG_MAPPING[model_type] if isinstance(model_type, str) and model_type in CONFIG_MAPPING else None
+    return whole is not None and whole.sub_configs.get(config_class.base_config_key) is config_class
 
 
 def _check_report(

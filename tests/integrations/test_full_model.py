@@ -36,6 +36,13 @@ def test_it_is_the_checkpoint(tmp_path, model_class: type[PreTrainedModel]):
         assert torch.equal(logits_of(twin(**inputs)), logits_of(model(**inputs)))
 
 
+def test_it_is_not_initialized_again(tmp_path):
+    model = tiny_model(CLASSES[0])
+    twin = full_model(store_of(model, tmp_path / "store", "gobo"))
+    twin.init_weights()
+    assert all(torch.equal(twin.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_half_precision_becomes_float32(tmp_path):
     model = tiny_model(CLASSES[0]).bfloat16()
     twin = full_model(store_of(model, tmp_path / "store", "gobo"))

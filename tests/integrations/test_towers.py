@@ -27,7 +27,7 @@ from transformers import (
     pipeline,
 )
 
-from sti_hf.errors import InputError, UnsupportedModelError
+from sti_hf.errors import InputError, SourceError, UnsupportedModelError
 from tests.integrations.checkpoints import STOCK
 from tests.models import tiny_config, tiny_inputs, tiny_model
 
@@ -67,6 +67,9 @@ def test_a_tower_of_a_checkpoint_of_two(whole: Any, tmp_path: Path) -> None:
         model.sti.close()
     with pytest.raises(UnsupportedModelError, match="one of its towers"):
         model_class.from_pretrained(tmp_path / "both", sti_config=STOCK)
+    of_others = next(towers[-1] for _, _, other, towers in WHOLE if other != name)
+    with pytest.raises(SourceError, match="name a class of its own family"):
+        of_others.from_pretrained(tmp_path / "both", sti_config=STOCK)
 
 
 def test_images_are_classified_in_batches(tmp_path: Path) -> None:

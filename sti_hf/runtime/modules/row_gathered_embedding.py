@@ -48,6 +48,7 @@ class RowGatheredEmbedding(StoredPart, nn.Module):
             return nn.Embedding(*shape, self.padding_idx, device="meta")
         embedding = self._weightless
         embedding.__dict__.pop("weight", None)
+        embedding.padding_idx = self.padding_idx
         embedding.weight = nn.Parameter(torch.empty(shape, dtype=self.output_dtype, device="meta"))
         return embedding
 
