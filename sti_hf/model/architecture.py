@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sti_hf.errors import UnsupportedModelError
 from sti_hf.model.grid import Grid
@@ -129,11 +129,6 @@ class Architecture:
 
         ids = torch.randint(min(10, config.vocab_size - 1), config.vocab_size, (batch, tokens))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    @staticmethod
-    def refuse(why: str) -> NoReturn:
-        """Raises `UnsupportedModelError`."""
-        raise UnsupportedModelError(why)
 
     def check(self, config: PreTrainedConfig) -> None:
         """Raise `UnsupportedModelError` where `config` asks for what the runtime cannot do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sti_hf.errors import UnsupportedModelError
 from sti_hf.model.architecture import POSITION_EMBEDDINGS, Architecture, Matrix
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ class DebertaV2(Architecture):
         """Also: projections of distances by weights of their own are not cut."""
         super().check(config)
         if getattr(config, "conv_kernel_size", 0) > 0:
-            self.refuse(
+            raise UnsupportedModelError(
                 "DeBERTa models with a convolution behind their first layer (config.conv_kernel_size) are not "
                 "supported; those of version 3 have none."
             )
         own = {"c2p", "p2c"} & set(config.pos_att_type or ())
         if config.relative_attention and own and not getattr(config, "share_att_key", False):
-            self.refuse(
+            raise UnsupportedModelError(
                 "DeBERTa models with projections of their own for distances (config.share_att_key is false) are not "
                 "supported; those of versions 2 and 3 that Microsoft has published share them."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sti_hf.errors import UnsupportedModelError
 from sti_hf.model.architecture import WORD_EMBEDDINGS
 from sti_hf.model.families.rotary import RotaryEncoder
 
@@ -22,7 +23,7 @@ class Gemma3Text(RotaryEncoder):
         """Also: language models are not supported yet."""
         super().check(config)
         if not config.use_bidirectional_attention:
-            self.refuse(
+            raise UnsupportedModelError(
                 "Gemma 3 is supported as an encoder, such as EmbeddingGemma (config.use_bidirectional_attention), and "
                 "not as a language model."
             )

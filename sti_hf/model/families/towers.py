@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sti_hf.errors import UnsupportedModelError
 from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS, Architecture, Matrix
 from sti_hf.model.images import ImageInputs
 
@@ -29,48 +30,41 @@ class ViT(ImageInputs, Architecture):
 
     def other_tokens(self, config: PreTrainedConfig) -> int:
         """Tokens of an image that are no patches: of classes, registers."""
-        return 2 if config.model_type == "deit" else 1
+        classes = 2 if config.model_type == "deit" else 1
+        return classes + int(getattr(config, "num_register_tokens", 0))
 
 
 class Dinov2(ViT):
     """DINOv2, with registers or without. Those with SwiGLU have another cut, and are refused."""
 
-    model_types: ClassVar[tuple[str, ...]] = ("dinov2", "dinov2_with_registers")
+    model_types = ("dinov2", "dinov2_with_registers")
     layers = "encoder.layer"
-    ffn_size = "mlp_ratio"
 
     def check(self, config: PreTrainedConfig) -> None:
         """Also: SwiGLU has fused weights of a size of its own."""
         super().check(config)
         if config.use_swiglu_ffn:
-            self.refuse("DINOv2 models with a SwiGLU FFN (giant) are not supported; its smaller sizes are.")
+            raise UnsupportedModelError(
+                "DINOv2 models with a SwiGLU FFN (giant) are not supported; its smaller sizes are."
+            )
 
     def ffn_neurons(self, config: PreTrainedConfig) -> int:
         """As many times the hidden size."""
         return int(config.hidden_size * config.mlp_ratio)
 
-    def other_tokens(self, config: PreTrainedConfig) -> int:
-        """The class token and the registers."""
-        return 1 + int(getattr(config, "num_register_tokens", 0))
 
-
-class Dinov3(Dinov2):
+class Dinov3(ViT):
     """DINOv3: positions are rotations. What Transformers takes for its base are the layers."""
 
     model_types = ("dinov3_vit",)
     layers = "layer"
-    ffn_size = "intermediate_size"
     matrices = (*VIT_MATRICES[:4], Matrix("up", "mlp.up_proj"), Matrix("down", "mlp.down_proj"))
 
     def check(self, config: PreTrainedConfig) -> None:
         """Also: gated FFNs have another cut."""
-        Architecture.check(self, config)
+        super().check(config)
         if config.use_gated_mlp:
-            self.refuse("DINOv3 models with a gated FFN are not supported; those without one are.")
-
-    def ffn_neurons(self, config: PreTrainedConfig) -> int:
-        """As the configuration says."""
-        return Architecture.ffn_neurons(self, config)
+            raise UnsupportedModelError("DINOv3 models with a gated FFN are not supported; those without one are.")
 
     def prepare_layer(self, layer: nn.Module, slices: int) -> None:
         """Set the number of heads into which attention splits what is projected."""
