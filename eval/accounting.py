@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 PROCESS = Path("/proc/self")
+EXITING = 0x4
+"""PF_EXITING of the kernel's flags of a thread: set before whoever joins it goes on."""
+
+FLAGS_BEHIND_NAME = 6
+"""Where these stand in /proc/PID/stat (proc_pid_stat(5)), counted from behind the name, which may have spaces."""
 
 
 def resident_set() -> int:
@@ -36,6 +44,23 @@ def return_freed_memory() -> None:
 def disk_bytes() -> int:
     """Bytes that this process has had read from disks, read-ahead included, whichever way it asked."""
     return _field(PROCESS / "io", "read_bytes")
+
+
+def threads() -> int:
+    """Threads of this process but those that are ending: the kernel lists one for a moment after it was joined."""
+    return sum(not flags & EXITING for flags in _flags_of_threads())
+
+
+def descriptors() -> int:
+    """Open files of this process."""
+    return len(os.listdir(PROCESS / "fd"))
+
+
+def _flags_of_threads() -> Iterator[int]:
+    for thread in (PROCESS / "task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            _, _, behind_name = (thread / "stat").read_text().rpartition(")")
+            yield int(behind_name.split()[FLAGS_BEHIND_NAME])
 
 
 def _status(name: str) -> int:

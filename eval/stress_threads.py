@@ -18,20 +18,19 @@ import threading
 import time
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
 import sti_hf  # noqa: F401 - from_pretrained takes sti_config
+from eval import accounting
 from sti_hf.errors import SessionClosedError
 
 LATENCIES = (0.05, 0.4)
 LENGTHS = (12, 40, 100)
 MODELS = 4
 CHILD_SECONDS = 60
-SETTLING_SECONDS = 1
 GROWN_BYTES = 64 << 20
 """What a warm process may grow by: allocators keep some."""
 
@@ -128,14 +127,11 @@ class Stress:
 
 
 def resources() -> dict[str, int]:
-    """What the process has, once threads that have ended are gone."""
-    time.sleep(SETTLING_SECONDS)
-    status = Path("/proc/self/status").read_text()
-    resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    """What the process has."""
     return {
-        "threads": len(os.listdir("/proc/self/task")),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "resident_bytes": int(resident.split()[1]) << 10,
+        "threads": accounting.threads(),
+        "descriptors": accounting.descriptors(),
+        "resident_bytes": accounting.resident_set(),
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from eval import accounting
 from tests.integrations.checkpoints import STOCK
 from tests.models import tiny_inputs
 from tests.runtime.interruptions import interrupted_at, lines_of
@@ -22,7 +23,7 @@ def load(store: Path) -> Any:
 
 
 def threads_and_descriptors() -> tuple[int, int]:
-    return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
+    return accounting.threads(), accounting.descriptors()
 
 
 def test_every_line_of_a_load(classifier_store: Path) -> None:

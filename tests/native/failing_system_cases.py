@@ -7,13 +7,13 @@ import errno
 import gc
 import os
 import resource
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from eval import accounting
 from sti_hf import native
 from sti_hf.native import Outcome
 from tests.native.reading import BLOCK, CHUNK, SIZE, STEPS, aligned, in_steps, outcomes_of
@@ -37,14 +37,6 @@ def system() -> Iterator[System]:
     system.fail_reads(0, 0, 0, 0)
 
 
-def threads_of_process() -> int:
-    return len(os.listdir("/proc/self/task"))
-
-
-def descriptors_of_process() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def read_all(streamer: native.Streamer, content: bytes) -> bool:
     """Whether everything is read, and right."""
     buffer = aligned(STEPS * CHUNK)
@@ -65,7 +57,7 @@ def test_a_streamer_has_all_its_threads_or_is_not_made(
         return whole.for_child() if of_a_child else native.Streamer([str(path)] * 3, threads=threads)
 
     gc.collect()  # what earlier tests left
-    threads_before, descriptors_before = threads_of_process(), descriptors_of_process()
+    threads_before, descriptors_before = accounting.threads(), accounting.descriptors()
     system.allow_threads(allowed)
     if allowed < threads + 1:
         with pytest.raises(OSError, match="a thread that reads cannot be made: ") as caught:
@@ -73,10 +65,8 @@ def test_a_streamer_has_all_its_threads_or_is_not_made(
         assert caught.value.errno == errno.EAGAIN
     else:
         make().close()
-    assert descriptors_of_process() == descriptors_before
-    patience = time.monotonic() + 10  # the system counts a thread for a moment after it was joined
-    while threads_of_process() != threads_before:
-        assert time.monotonic() < patience
+    assert accounting.descriptors() == descriptors_before
+    assert accounting.threads() == threads_before
     system.allow_threads(-1)
     assert read_all(whole, content) and read_all(make(), content)
 
@@ -90,7 +80,7 @@ def test_a_file_for_which_there_is_no_descriptor(
     path: Path, content: bytes, make: Callable[[str], object], fitting: int
 ) -> None:
     gc.collect()
-    descriptors_before = descriptors_of_process()
+    descriptors_before = accounting.descriptors()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0) for _ in range(64)]  # so that there are no gaps below the limit
     for descriptor in taken[-fitting:] if fitting else ():
@@ -104,7 +94,7 @@ def test_a_file_for_which_there_is_no_descriptor(
         for descriptor in taken[: len(taken) - fitting]:
             os.close(descriptor)
     assert caught.value.filename == str(path)
-    assert descriptors_of_process() == descriptors_before
+    assert accounting.descriptors() == descriptors_before
     make(str(path))
 
 
@@ -124,7 +114,7 @@ def test_decompression_makes_do_with_fewer_threads(system: System, allowed: int)
             system.allow_threads(threads)
             out[:] = 0
             decompression.run(threads=4)
-            if not (out == weights).all() or threads_of_process() != 1 + made:
+            if not (out == weights).all() or accounting.threads() != 1 + made:
                 return False
         return True
 

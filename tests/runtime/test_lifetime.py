@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
+from eval import accounting
 from sti_hf.errors import SessionClosedError
 from sti_hf.shards.store import ShardStore
 from tests.models import tiny_inputs, tiny_model
@@ -43,7 +44,7 @@ def load(store: ShardStore, preload: float = 0.3) -> Any:
 
 
 def threads_and_descriptors() -> tuple[int, int]:
-    return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
+    return accounting.threads(), accounting.descriptors()
 
 
 @pytest.mark.usefixtures("_no_collector")
