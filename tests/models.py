@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from sti_hf.model import supported_model_types
+from sti_hf.model.stacks import STACKED, stack_models
 
 LAYERS, HEADS, HIDDEN, FFN, VOCABULARY, POSITIONS = 3, 4, 32, 64, 211, 70
 
@@ -32,8 +33,12 @@ IMAGE_FAMILIES = (
 )
 """Families that see images."""
 
+SOUND_FAMILIES = ("audio-spectrogram-transformer",)
+"""Families that hear, by what is seen of it."""
+
 _FAMILY = {
     **{name: {**_IMAGES, "mlp_ratio": FFN // HIDDEN} for name in IMAGE_FAMILIES},
+    **{name: {**_SIZES, "patch_size": 8, "max_length": 24, "num_mel_bins": 16} for name in SOUND_FAMILIES},
     **{f"{name}_text_model": {**_SIZES, "projection_size": HIDDEN, "eos_token_id": 3} for name in ("clip", "siglip")},
     "distilbert": {"n_layers": LAYERS, "n_heads": HEADS, "dim": HIDDEN, "hidden_dim": FFN},
     "deberta-v2": {
@@ -68,9 +73,12 @@ _FAMILY = {
 
 def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
     """Configuration of a tiny model: 3 layers, 4 heads, hidden 32, FFN 64, vocabulary 211."""
+    if model_type in STACKED:
+        parts = {field: tiny_config(f"{model_type}_{path}").to_dict() for path, field in STACKED[model_type].items()}
+        return CONFIG_MAPPING[model_type](**parts, **overrides)
     texts = {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "pad_token_id": 1}
     fields = {
-        **({} if model_type in IMAGE_FAMILIES else texts),
+        **({} if model_type in (*IMAGE_FAMILIES, *SOUND_FAMILIES) else texts),
         **_FAMILY.get(model_type, _SIZES),
         **overrides,
     }
@@ -89,8 +97,10 @@ def _task_heads(model_type: str) -> list[type[PreTrainedModel]]:
     ]
 
 
-TASK_HEADS: dict[str, list[type[PreTrainedModel]]] = {name: _task_heads(name) for name in supported_model_types()}
-"""Every stock model class of each supported `model_type`, the base model included."""
+TASK_HEADS: dict[str, list[type[PreTrainedModel]]] = {
+    name: _task_heads(name) for name in supported_model_types() if name not in STACKED
+}
+"""Every stock model class of each supported `model_type` with one stack, the base model included."""
 
 
 FAMILIES = sorted(TASK_HEADS)
@@ -128,9 +138,16 @@ def tiny_inputs(
 
     With `padded` every row but the first ends with padding, another length each.
     """
+    parts = stack_models(model)
+    if "" not in parts:
+        inputs = [tiny_inputs(part, batch, tokens, padded, seed) for part in parts.values()]
+        return {name: value for each in inputs for name, value in each.items()}
     if model.config.model_type in IMAGE_FAMILIES:
         size = (batch, model.config.num_channels, model.config.image_size, model.config.image_size)
         return {"pixel_values": torch.randn(size, generator=torch.Generator().manual_seed(seed))}
+    if model.config.model_type in SOUND_FAMILIES:
+        size = batch, model.config.max_length, model.config.num_mel_bins
+        return {"input_values": torch.randn(size, generator=torch.Generator().manual_seed(seed))}
     shape = (batch, 2, tokens) if type(model).__name__.endswith("MultipleChoice") else (batch, tokens)
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(2, model.config.vocab_size, shape, generator=generator)

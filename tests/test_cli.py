@@ -20,6 +20,7 @@ from transformers import (
 from sti_hf import ShardStore, shard_checkpoint
 from sti_hf.integrations.tokenizer import TOKENIZER_FILES
 from sti_hf.shards.store import RESIDENT_FILE
+from sti_hf.shards.verification import verify_store
 from tests.commands import Result, Sti, done
 from tests.integrations.checkpoints import checkpoint
 
@@ -46,7 +47,7 @@ def test_shard(sti: Sti, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a [bold]store:star:"  # what rich would take for markup
     result = done(sti("shard", model, folder))
     opened = ShardStore.open(folder)
-    assert opened.verify() == []
+    assert verify_store(opened) == []
     assert f"{folder}: 3 x 4 shards" in result.out
     assert [line.split()[3] for line in result.out.splitlines()[1:]] == ["2", "3", "4", "5", "6", "32"]
 
@@ -66,7 +67,7 @@ def test_an_interruption(sti: Sti, model: Path, tmp_path: Path, monkeypatch: pyt
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sti_hf.shards.sharding.write_layer", interrupted)
+    monkeypatch.setattr("sti_hf.shards.stack_writing.write_layer", interrupted)
     assert sti("shard", model, tmp_path / "store") == Result(130, "", "sti: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import BertForSequenceClassification, BertModel, GPT2Config, GPT2Model
 
-from sti_hf import ShardStore, cli, shard_checkpoint
+from sti_hf import cli, shard_checkpoint
 from sti_hf.shards.store import RESIDENT_FILE
 from tests.commands import Sti
 from tests.integrations.checkpoints import checkpoint
@@ -69,7 +69,7 @@ def store(model: Path) -> Path:
         (["shard", "{model}"], "STORE"),
         (["shard", "{tmp}/nowhere", "{tmp}/new"], "There is no folder"),
         (["shard", "nobody/nothing", "{tmp}/new"], "huggingface.co"),
-        (["shard", "{gpt2}", "{tmp}/new"], "'gpt2' are not supported; supported are bert"),
+        (["shard", "{gpt2}", "{tmp}/new"], "'gpt2' are not supported; supported are audio"),
         (["shard", "{model}", "{store}"], "exists and is not empty"),
         (["shard", "{store}", "{tmp}/new"], "is a store already"),
         (["shard", "{model}", "{tmp}/new", "--quantizer", "best"], "invalid choice: 'best'"),
@@ -148,7 +148,7 @@ def test_an_error_with_a_traceback_in_it_is_cut(sti: Sti, store: Path, monkeypat
     def fails(*arguments: object) -> None:
         raise ValueError("Could not load\n" + 100 * "  File somewhere\n")
 
-    monkeypatch.setattr(ShardStore, "verify", fails)
+    monkeypatch.setattr("sti_hf.commands.verify.verify_store", fails)
     result = sti("verify", store)
     assert result.status == 2
     (line,) = result.err.splitlines()

@@ -50,7 +50,7 @@ def test_options_of_plan(sti: Sti, store: Path) -> None:
     assert planned("--seq-len", 33).workload == Workload(64)
     assert planned("--seq-len", 33, "--batch-size", 4).workload == Workload(64, 4)
     assert planned("--allocator", "two_pass").allocator == "two_pass"
-    hurried = "--target-latency", "6.3ms"
+    hurried = "--target-latency", "3.9ms"
     assert planned(*hurried).is_whole and not planned(*hurried).feasible
     part = planned(*hurried, "--submodels", "any")
     assert part.feasible and not part.is_whole and part.submodels == "any"
@@ -76,4 +76,4 @@ def test_a_latency_that_cannot_be_met(sti: Sti, store: Path) -> None:
     strict = sti("plan", store, "--target-latency", "10us", "--strict")
     assert strict.status == 2
     assert strict.out == ""
-    assert "No plan of 128 tokens meets the target latency of 0.01 ms: the fastest, the whole model" in strict.err
+    assert "No plan of 70 tokens meets the target latency of 0.01 ms: the fastest, the whole model" in strict.err

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 from sti_hf.commands.options import DTYPE_HELP, add_store, add_verb, measured_profile
 from sti_hf.config import COMPUTE_DTYPES
 from sti_hf.drawing import terminal
 from sti_hf.integrations.device_profiles import kept_profile_path
+from sti_hf.planning import DeviceProfile
 from sti_hf.shards.store import ShardStore
 
 
@@ -21,12 +24,23 @@ def add(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the verb."""
-    store = ShardStore.open(options.store)
-    profile = measured_profile(options, store, options.compute_dtype, measure=True)
+    stacks = ShardStore.open(options.store).stacks
+    profiles = {
+        name: measured_profile(options, stack, options.compute_dtype, measure=True) for name, stack in stacks.items()
+    }
     if options.json:
-        print(profile.to_json())
+        whole = profiles[""].to_json() if "" in profiles else None
+        print(whole or json.dumps({name: json.loads(profile.to_json()) for name, profile in profiles.items()}))
         return 0
+    for name, profile in profiles.items():
+        _show(stacks[name], profile, kept_profile_path(stacks[name], options.compute_dtype))
+    return 0
+
+
+def _show(store: ShardStore, profile: DeviceProfile, kept: Path | None) -> None:
     console = terminal()
+    if store.stack_name:
+        console.print(store.stack_name)
     console.print(
         f"reading: {profile.bytes_per_second / 1e6:.0f} MB/s, {profile.request_seconds * 1e6:.0f} us a request; "
         f"each MB delays compute by {profile.delay_per_byte * 1e12:.0f} us\n"
@@ -37,6 +51,4 @@ def run(options: argparse.Namespace) -> int:
     weights = store.grid.slices * store.grid.slice_weights
     times = "  ".join(f"{bits}: {each * weights * 1e3:.2f}" for bits, each in profile.decompress_seconds.items())
     console.print(f"decompressing a layer, ms by bits: {times}")
-    kept = kept_profile_path(store, options.compute_dtype)
     console.print(f"kept in {kept}" if kept else "not kept")
-    return 0

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     with logging.tqdm(total=store.grid.layers, desc="Reordering", unit="layer", leave=False) as bar:
         store = reorder_by_importance(store, options.importance, lambda layers: bar.update(1))
     if options.json:
-        print_json({"store": str(options.store), "slice_order": store.index.slice_order})
+        print_json({"store": str(options.store), "slice_order": store.stack.slice_order})
         return 0
     terminal().print(f"{options.store}: the most important slices of every layer stand first.")
     return 0

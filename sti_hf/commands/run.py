@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     build_pipeline: Any = pipeline
     chosen = sti_config(options)
     store = ShardStore.open(options.store)
-    architecture = architecture_of(store.index.model_type)
+    architecture = architecture_of(store.stack.model_type)
     if "input_ids" not in architecture.main_inputs:
         raise UnsupportedUseError("This model sees images, and sti run takes texts: use it in Python, with pipeline.")
     tokenizer: Any = load_tokenizer(store)

@@ -71,25 +71,26 @@ def run(options: argparse.Namespace) -> int:
     )
     seconds = time.perf_counter() - begun
     size = sum(store.index.files.values())
+    stacks = store.stacks.values()
+    bytes_by_fidelity = {bits: sum(stack.shard_bytes(bits) for stack in stacks) for bits in store.fidelities}
+    cuts = {name: {"layers": stack.grid.layers, "slices": stack.grid.slices} for name, stack in store.stacks.items()}
     if options.json:
         print_json(
             {
                 "store": str(options.store),
                 "model_type": store.index.model_type,
-                "layers": store.grid.layers,
-                "slices": store.grid.slices,
+                **cuts.get("", {"stacks": cuts}),
                 "fidelities": store.fidelities,
                 "quantizer": store.index.quantizer,
                 "bytes": size,
-                "bytes_by_fidelity": {bits: store.shard_bytes(bits) for bits in store.fidelities},
+                "bytes_by_fidelity": bytes_by_fidelity,
                 "seconds": seconds,
             }
         )
         return 0
     console = terminal()
-    console.print(
-        f"{options.store}: {store.grid.layers} x {store.grid.slices} shards, {size / 1e6:.1f} MB in {seconds:.1f} s"
-    )
-    for bits in store.fidelities:
-        console.print(f"  all shards at {bits:>2} bits: {store.shard_bytes(bits) / 1e6:7.1f} MB")
+    shards = " and ".join(f"{stack.grid.layers} x {stack.grid.slices}" for stack in stacks)
+    console.print(f"{options.store}: {shards} shards, {size / 1e6:.1f} MB in {seconds:.1f} s")
+    for bits, of_fidelity in bytes_by_fidelity.items():
+        console.print(f"  all shards at {bits:>2} bits: {of_fidelity / 1e6:7.1f} MB")
     return 0

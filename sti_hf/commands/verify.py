@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from sti_hf.commands.options import USER_MISTAKE, add_store, add_verb, print_json
 from sti_hf.shards.store import ShardStore
+from sti_hf.shards.verification import verify_store
 
 
 def add(verbs: Any) -> None:
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
         console=Console(stderr=True), disable=options.json or not sys.stderr.isatty(), transient=True
     ) as bar:
         task = bar.add_task("Verifying", total=total)
-        damage = store.verify(lambda read: bar.update(task, completed=read))
+        damage = verify_store(store, lambda read: bar.update(task, completed=read))
     if options.json:
         print_json({"intact": not damage, "bytes": total, "damage": [vars(piece) for piece in damage]})
     elif not damage:

@@ -19,6 +19,7 @@ from sti_hf.integrations.assigning import assign_weights, lacks, mismatches
 from sti_hf.integrations.empty_parameters import EmptyParameters
 from sti_hf.integrations.load_arguments import dtype_of
 from sti_hf.runtime.session import STISession
+from sti_hf.runtime.stacked_session import StackedSession
 from sti_hf.shards.store import ShardStore
 
 NO_ARGUMENTS: Mapping[str, Any] = {}
@@ -50,7 +51,7 @@ def empty_model(
 def build_model(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
-    session: STISession,
+    session: STISession | StackedSession,
     resident: Callable[[], Mapping[str, Tensor]],
     arguments: Sequence[Any] = (),
     named_arguments: Mapping[str, Any] = NO_ARGUMENTS,
@@ -79,6 +80,7 @@ def build_model(
 
 def _stored_dtype(store: ShardStore) -> torch.dtype:
     """The dtype of what a store keeps as the checkpoint had it; float32 where that is nothing."""
-    table = next(iter(store.index.tables.values()), None)
+    tables = [table for stack in store.index.stacks.values() for table in stack.tables.values()]
+    table = next(iter(tables), None)
     dtype: torch.dtype = getattr(torch, table.dtype if table is not None else store.index.full_dtype or "float32")
     return dtype

@@ -16,10 +16,12 @@ from sti_hf.integrations.companion_files import companion_files, copy_companions
 from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
 from sti_hf.integrations.weight_files import weight_files
 from sti_hf.model import get_architecture
+from sti_hf.model.stacks import stack_models
+from sti_hf.shards.index import INDEX_FILE
 from sti_hf.shards.permissions import readers_of
 from sti_hf.shards.quantizers import CALIBRATED, DEFAULT_QUANTIZER, get_quantizer
 from sti_hf.shards.sharding import write_store
-from sti_hf.shards.store import INDEX_FILE, ShardStore
+from sti_hf.shards.store import ShardStore
 
 if TYPE_CHECKING:
     from sti_hf.shards.quantizers.calibrated import CalibratedQuantizer
@@ -89,8 +91,9 @@ def shard_source(
     model = checkpoint_model(source, model_class, model_arguments)
     if chosen is None:
         chosen = _calibrated(model, texts, source)
-    grid = get_architecture(model.config).grid(model.config)
-    with logging.tqdm(total=grid.layers, desc=f"Sharding {source.name}", unit="layer") as bar:
+    stacks = [each.config for each in stack_models(model).values()]
+    layers = sum(get_architecture(config).grid(config).layers for config in stacks)
+    with logging.tqdm(total=layers, desc=f"Sharding {source.name}", unit="layer") as bar:
         return write_store(
             model,
             destination,

@@ -18,6 +18,7 @@ from sti_hf.integrations.model_classes import bare_class, named_class, unclear_c
 from sti_hf.integrations.sources import ADAPTER_FILE, Source, in_one_sentence
 from sti_hf.integrations.weight_files import read_weights, weight_files
 from sti_hf.model import get_architecture
+from sti_hf.model.stacks import stack_configs
 
 NO_ARGUMENTS: Mapping[str, Any] = {}
 SHOWN = 4
@@ -117,6 +118,13 @@ def _config_object(
             config: Any = config_class.from_pretrained(source.location, **source.hub)
         else:
             config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **source.hub)
+    for each in stack_configs(config).values():
+        _check_stack(source, each)
+    return config
+
+
+def _check_stack(source: Source, config: PreTrainedConfig) -> None:
+    """Raises `STIError` for a configuration of a stack that is not supported or makes no sense."""
     architecture = get_architecture(config)
     with in_one_sentence(f"The sizes in the config.json of {source.name} make no sense"):
         architecture.grid(config)
@@ -126,7 +134,6 @@ def _config_object(
             raise UnsupportedModelError(
                 f"{source.name} has the activation {activation!r}, which Transformers has not."
             )
-    return config
 
 
 def _is_tower_of(config_class: Any, model_type: Any) -> bool:

@@ -60,6 +60,7 @@ def device_profile_path(store: ShardStore, compute_dtype: str) -> Path:
         str(store.path.stat().st_dev),
         str(rate_limit()),
         store.index.fingerprint,
+        str(store.stack_name),
         store.index.quantizer,
         compute_dtype,
     )

@@ -18,10 +18,11 @@ from sti_hf.integrations.building import build_model
 from sti_hf.integrations.load_arguments import LoadArguments, check_attention, requested
 from sti_hf.integrations.pipelines import pipeline_arguments, refuse_late_configuration
 from sti_hf.integrations.reopening import reopening
-from sti_hf.integrations.session import open_session
+from sti_hf.integrations.session import open_session, open_stacked_session
 from sti_hf.integrations.store_cache import resolve_store
-from sti_hf.integrations.structure import check_structure
-from sti_hf.shards.resident import read_resident
+from sti_hf.integrations.structure import check_structure, stack_named_for
+from sti_hf.model.stacks import STACKED
+from sti_hf.shards.resident import read_stack_resident
 from sti_hf.shards.store import ShardStore, is_store, store_defaults
 
 
@@ -70,10 +71,12 @@ def _load(cls: type[PreTrainedModel], sti_config: STIConfig, arguments: LoadArgu
     made_with = {name: arguments.named[name] for name in ("add_pooling_layer",) if name in arguments.named}
     store = resolve_store(arguments.source, sti_config.quantizer, cls, made_with, **arguments.finding)
     config, named = _configuration(cls, arguments, store)
+    stacked = config.model_type in STACKED
+    store = store if stacked else stack_named_for(config, store)
     check_structure(cls, config, store)
     with ThreadPoolExecutor(1, thread_name_prefix="sti_resident") as reader:
-        resident = reader.submit(read_resident, store)
-        session = open_session(store, sti_config, cls)
+        resident = reader.submit(read_stack_resident, store)
+        session: Any = open_stacked_session(store, sti_config) if stacked else open_session(store, sti_config, cls)
         try:
             model, unexpected = build_model(cls, config, session, resident.result, arguments.arguments, named)
             _take_generation_config(model, arguments)

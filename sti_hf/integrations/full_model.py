@@ -46,7 +46,7 @@ def _all_weights(store: ShardStore, model: PreTrainedModel) -> dict[str, Tensor]
     """All of a store's weights under their names in the model, in float32 (but for integers)."""
     architecture = get_architecture(model.config)
     prefix = base_prefix(model)
-    orders = [inverse_order(order) for order in store.index.slice_order]
+    orders = [inverse_order(order) for order in store.stack.slice_order]
     weights = read_resident(store)
     permute_biases(weights, architecture, store.grid, orders)
     for layer, order in enumerate(orders):
@@ -54,7 +54,7 @@ def _all_weights(store: ShardStore, model: PreTrainedModel) -> dict[str, Tensor]
         for matrix in architecture.matrices:
             weights[f"{prefix}{architecture.layers}.{layer}.{matrix.module}.weight"] = matrices[matrix.name]
     embeddings = architecture.embeddings(model.config)
-    for name, table in store.index.tables.items():
+    for name, table in store.stack.tables.items():
         paths = [f"{prefix}{embeddings[name]}"] if name in embeddings else []
         weights |= dict.fromkeys((f"{path}.weight" for path in (*paths, *table.decoders)), read_table(store, name))
     return weights

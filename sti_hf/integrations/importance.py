@@ -228,7 +228,7 @@ def _work_folder(store: ShardStore, task: Task, examples: Examples, options: dic
 
 def _put_into_store(store: ShardStore, measured: MeasuredImportance) -> None:
     write_profile(store, measured.name, measured.profile, measured.facts)
-    in_checkpoint = np.take_along_axis(measured.profile.worth(), np.argsort(store.index.slice_order, axis=1), axis=1)
+    in_checkpoint = np.take_along_axis(measured.profile.worth(), np.argsort(store.stack.slice_order, axis=1), axis=1)
     method, facts = measured.profile.method, measured.facts
     title = f"{measured.name}: {method}, {facts['sentences']} sentences, from {facts['base_bits']} bits"
     unit = "worth" if method == "effects" else f"worth ({facts['metric']})"

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sti_hf.config import STIConfig
 from sti_hf.errors import StoreReplacedError, UnsupportedUseError
 from sti_hf.runtime.session import Reopening
-from sti_hf.shards.resident import read_resident
+from sti_hf.shards.resident import read_stack_resident
 from sti_hf.shards.store import ShardStore
 
 
@@ -46,7 +46,7 @@ def reopen(
 def _check_unchanged(model: PreTrainedModel, store: ShardStore) -> None:
     present: dict[str, Tensor] = dict(model.named_parameters())
     prefix = f"{model.base_model_prefix}."
-    for name, stored in read_resident(store).items():
+    for name, stored in read_stack_resident(store).items():
         found = present.get(name, present.get(name.removeprefix(prefix), present.get(prefix + name)))
         if found is not None and not torch.equal(found, stored.to(found.dtype)):
             raise UnsupportedUseError(

@@ -9,12 +9,18 @@ from sti_hf.integrations.device_profiles import device_profile, rate_limit
 from sti_hf.integrations.store_planner import StorePlanner
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
+from sti_hf.runtime.stacked_session import StackedSession
 from sti_hf.shards.store import ShardStore
 
 
 def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrainedModel] | None = None) -> STISession:
-    """A session on `store` for a model of `model_class` (None: of the class that was sharded), reading already.
-    Profiles the device first where that has not been done."""
+    """A session on `store`, of one stack, for a model of `model_class` (None: of the class that was sharded), reading
+    already. Profiles the device first where that has not been done."""
     profile = device_profile(store, config.compute_dtype)
     path = ComputePath(profile.compute_dtype, profile.gemm)
     return STISession(store, config, StorePlanner(store, profile, model_class), path, rate_limit())
+
+
+def open_stacked_session(store: ShardStore, config: STIConfig) -> StackedSession:
+    """A session on a store of several stacks, reading already. Profiles the device first, where need be."""
+    return StackedSession(store, config, open_session)

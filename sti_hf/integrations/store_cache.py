@@ -20,7 +20,8 @@ from sti_hf.integrations.checkpoint_model import NO_ARGUMENTS, source_config
 from sti_hf.integrations.companion_files import companion_files
 from sti_hf.integrations.model_classes import named_class
 from sti_hf.integrations.sources import CONFIG_FILE, Source, in_one_sentence
-from sti_hf.shards.store import FORMAT_VERSION, INDEX_FILE, ShardStore, is_store
+from sti_hf.shards.index import FORMAT_VERSION, INDEX_FILE
+from sti_hf.shards.store import ShardStore, is_store
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sti_hf.config import DEFAULT_SEQ_LEN, STIConfig
 from sti_hf.errors import ConfigurationError
+from sti_hf.forking import cached_property
 from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.store_cache import cache_home
-from sti_hf.model import architecture_of, get_architecture
+from sti_hf.model import Architecture, get_architecture
+from sti_hf.model.stacks import stack_configs
 from sti_hf.planning import (
     DeviceProfile,
     ExecutionPlan,
@@ -26,7 +28,8 @@ from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_path, read_pr
 from sti_hf.planning.refinement import PLANE_FIDELITIES
 from sti_hf.runtime.blocks import working_weights
 from sti_hf.runtime.gemm import ComputePath
-from sti_hf.shards.store import INDEX_FILE, ShardStore, Table, store_defaults
+from sti_hf.shards.index import INDEX_FILE, Table
+from sti_hf.shards.store import ShardStore, store_defaults
 
 ELASTIC = "sti_elastic"
 """Field of a checkpoint's config.json, and so of its store's: true where it was trained so that its parts keep its
@@ -54,7 +57,7 @@ class StorePlanner:
         """
         importance = self._importance_name(config)
         key = {
-            "store": [self.store.index.fingerprint, file_state(self.store.path / INDEX_FILE)],
+            "store": [self.store.index.fingerprint, self.store.stack_name, file_state(self.store.path / INDEX_FILE)],
             "importance": file_state(profile_path(self.store, importance)) if importance else None,
             "profile": self.profile.to_json(),
             "config": config.to_dict(),
@@ -67,12 +70,13 @@ class StorePlanner:
     def workload(self, config: STIConfig, tokens: int | None = None) -> Workload:
         """The workload that sequences of so many tokens are planned for; None: of as many as `config`, or the model's
         own configuration of images, names."""
-        if not architecture_of(self.store.index.model_type).exact_tokens:
-            return Workload(Workload.bucket(tokens or config.seq_len), config.batch_size)
-        if tokens is None:
-            own = AutoConfig.for_model(**self._config)
-            tokens = get_architecture(own).longest_input(own)
-        return Workload(tokens, config.batch_size)
+        architecture, own = self._own
+        if architecture.exact_tokens:
+            return Workload(tokens or architecture.longest_input(own), config.batch_size)
+        planned = Workload.bucket(tokens or config.seq_len)
+        if architecture.bounds_positions(own):
+            planned = max(min(planned, architecture.longest_input(own)), tokens or 1)
+        return Workload(planned, config.batch_size)
 
     def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
         """Predicted seconds of a plan's forward, its preload buffer filled, with another workload than its own."""
@@ -122,12 +126,19 @@ class StorePlanner:
         # The default is no wish: models that take less are planned for it all the same.
         if config.seq_len <= DEFAULT_SEQ_LEN:
             return
-        own = AutoConfig.for_model(**self._config)
-        longest = get_architecture(own).longest_input(own)
+        architecture, own = self._own
+        longest = architecture.longest_input(own)
         if config.seq_len > longest:
             raise ConfigurationError(
                 f"seq_len is {config.seq_len}, and the longest input of this model has {longest} tokens."
             )
+
+    @cached_property
+    def _own(self) -> tuple[Architecture, PreTrainedConfig]:
+        """The family of the stack, and its configuration."""
+        assert self.store.stack_name is not None
+        own = stack_configs(AutoConfig.for_model(**self._config))[self.store.stack_name]
+        return get_architecture(own), own
 
     def _importance_name(self, config: STIConfig) -> str | None:
         return named_importance(config, self._config.get("quantization_config", {}))
@@ -171,10 +182,10 @@ def named_importance(config: STIConfig, defaults: Mapping[str, Any]) -> str | No
 def _streamed_heads(store: ShardStore, model_class: type[PreTrainedModel] | None) -> list[Table]:
     """The tables that a forward streams for its head over the vocabulary. Only classes with such a head can tie it."""
     if model_class is None:
-        return [table for table in store.index.tables.values() if table.decoders]
+        return [table for table in store.stack.tables.values() if table.decoders]
     tied = getattr(model_class, "_tied_weights_keys", None) or {}
     return [
         table
-        for table in store.index.tables.values()
+        for table in store.stack.tables.values()
         if any(f"{decoder}.weight" in tied for decoder in table.decoders)
     ]

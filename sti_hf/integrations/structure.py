@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sti_hf.errors import ConfigurationError
 from sti_hf.model import get_architecture
 from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
+from sti_hf.model.stacks import STACKED, stack_configs
 from sti_hf.shards.store import ShardStore
 
 
@@ -18,14 +19,34 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
     Only fields that decide about layers and embeddings are looked at: the shapes of all other weights are when they
     are loaded.
     """
+    of_whole = config.model_type in STACKED
+    stored = store.index.model_type if of_whole else stack_named_for(config, store).stack.model_type
     # A configuration that is read from a file has the file's model_type, whatever its class is.
     of_class = getattr(model_class.config_class, "model_type", config.model_type)
     for model_type in (config.model_type, of_class):
-        if model_type != store.index.model_type:
+        if model_type != stored:
             raise ConfigurationError(
                 f"{model_class.__name__} with this configuration is of the type {model_type!r}, and the model in the "
-                f"store {store.path} of {store.index.model_type!r}: use a class and a configuration of that type."
+                f"store {store.path} of {stored!r}: use a class and a configuration of that type."
             )
+    if not of_whole:
+        _check_stack(config, stack_named_for(config, store))
+        return
+    configs = stack_configs(config)
+    for path, stack in store.stacks.items():
+        _check_stack(configs[path], stack)
+
+
+def stack_named_for(config: PreTrainedConfig, store: ShardStore) -> ShardStore:
+    """A store with the stack that is of the type of this configuration.
+
+    Raises `UnsupportedModelError` where it has several, and none of that type.
+    """
+    fits = [stack for stack in store.stacks.values() if stack.stack.model_type == config.model_type]
+    return fits[0] if fits and store.stack_name is None else store
+
+
+def _check_stack(config: PreTrainedConfig, store: ShardStore) -> None:
     architecture = get_architecture(config)
     sizes = _sizes(store)
     asked_sizes = {field: getattr(config, field, stored) for field, stored in sizes.items()}
@@ -42,7 +63,7 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
 
 def _sizes(store: ShardStore) -> dict[str, Any]:
     """What the fields of a configuration must be."""
-    grid, tables, rows = store.grid, store.index.tables, store.grid.matrix_rows
+    grid, tables, rows = store.grid, store.stack.tables, store.grid.matrix_rows
     sizes = {
         "num_hidden_layers": grid.layers,
         "num_key_value_heads": grid.slices,

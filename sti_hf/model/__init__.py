@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sti_hf.model.architecture import Architecture, Matrix, UnsupportedModelError
+from sti_hf.model.families.ast import AudioSpectrogramTransformer
 from sti_hf.model.families.bert import Bert
 from sti_hf.model.families.deberta_v2 import DebertaV2
 from sti_hf.model.families.distilbert import DistilBert
@@ -18,6 +19,7 @@ from sti_hf.model.families.roberta import Roberta
 from sti_hf.model.families.rotary import EuroBert, JinaEmbeddingsV3, RotaryEncoder
 from sti_hf.model.families.towers import ClipVision, Dinov2, Dinov3, SiglipVision, TextTower, ViT
 from sti_hf.model.grid import Grid
+from sti_hf.model.stacks import STACKED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 FAMILIES: tuple[Architecture, ...] = (
+    AudioSpectrogramTransformer(),
     Bert(),
     ClipVision(),
     DebertaV2(),
@@ -55,11 +58,8 @@ FAMILIES: tuple[Architecture, ...] = (
 )
 """To support another family, write its file and add it here."""
 
-ONE_TOWER = "load one of its towers, with a class such as {}"
 WHY_NOT = {
     "albert": "ALBERT runs one layer many times, so that there is nothing to read meanwhile",
-    "clip": ONE_TOWER.format("CLIPVisionModel or CLIPTextModel"),
-    "siglip": ONE_TOWER.format("SiglipVisionModel or SiglipTextModel"),
     "deberta": "DeBERTa's first version fuses its projections head by head; versions 2 and 3 are supported",
     "new": "that is code of the checkpoint's own: use a checkpoint of Transformers' GTE",
 }
@@ -70,7 +70,7 @@ _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in fa
 
 def supported_model_types() -> list[str]:
     """`config.model_type` of every supported model, sorted."""
-    return sorted(_BY_MODEL_TYPE)
+    return sorted([*_BY_MODEL_TYPE, *STACKED])
 
 
 def get_architecture(config: PreTrainedConfig) -> Architecture:
@@ -87,6 +87,11 @@ def get_architecture(config: PreTrainedConfig) -> Architecture:
 
 def architecture_of(model_type: str | None) -> Architecture:
     """Architecture of the family with this `config.model_type`. Raises `UnsupportedModelError` where there is none."""
+    if model_type is not None and model_type in STACKED:
+        raise UnsupportedModelError(
+            f"Models of type {model_type!r} have the stacks {' and '.join(STACKED[model_type])}, and this is for "
+            "models with one: give it one of these."
+        )
     if model_type not in _BY_MODEL_TYPE:
         why = f" ({WHY_NOT[model_type]})" if model_type in WHY_NOT else ""
         raise UnsupportedModelError(

@@ -84,7 +84,7 @@ def write_profile(store: ShardStore, name: str, profile: StoredProfile, facts: M
     `facts` is JSON: task, data, metric and the like. Raises `ValueError` for a name that cannot be a file's.
     """
     path = profile_path(store, name)
-    as_in_checkpoint = profile.reordered(np.argsort(store.index.slice_order, axis=1))
+    as_in_checkpoint = profile.reordered(np.argsort(store.stack.slice_order, axis=1))
     arrays = {key: np.ascontiguousarray(values) for key, values in as_in_checkpoint.arrays().items()}
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -121,7 +121,7 @@ def submodel_accuracy(store: ShardStore, facts: Mapping[str, Any]) -> dict[tuple
     """What the facts of a profile say of n x m submodels, for the slices as the store has them now; {} where that was
     not measured."""
     for measured in facts.get("submodels", ()):
-        if measured["slice_order"] == [list(order) for order in store.index.slice_order]:
+        if measured["slice_order"] == [list(order) for order in store.stack.slice_order]:
             return {(depth, width): value for depth, width, value in measured["accuracy"]}
     return {}
 
@@ -140,7 +140,7 @@ def store_identity(store: ShardStore) -> str:
     """Names the quantized weights of a store, in whatever order its slices stand: checkpoint, quantizer, and checksums
     of all planes, which tell stores apart that were calibrated with other texts."""
     digest = hashlib.sha256(f"{store.index.fingerprint} {store.index.quantizer}".encode())
-    for checksums, order in zip(store.index.checksums, store.index.slice_order):
+    for checksums, order in zip(store.stack.checksums, store.stack.slice_order):
         digest.update(checksums[:FULL_PIECE, np.argsort(order)].astype("<u4").tobytes())
     return digest.hexdigest()
 
@@ -167,7 +167,7 @@ def _read(store: ShardStore, name: str) -> tuple[Any, dict[str, Any]]:
         raise ProfileError(f"The importance profile {path} is damaged (its checksum does not match); profile again.")
     module, _, class_name = METHODS[metadata["method"]].partition(":")
     profile_class = getattr(importlib.import_module(module), class_name)
-    profile = profile_class.from_arrays(arrays).reordered(np.array(store.index.slice_order))
+    profile = profile_class.from_arrays(arrays).reordered(np.array(store.stack.slice_order))
     return profile, metadata["facts"]
 
 

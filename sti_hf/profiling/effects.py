@@ -186,7 +186,7 @@ class _Recorder:
         return changes[inverse_order(self._order(layer))]
 
     def _order(self, layer: int) -> list[int]:
-        return list(self.weights.store.index.slice_order[layer])
+        return list(self.weights.store.stack.slice_order[layer])
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def measure_exhaustive(
     grid, fidelities = weights.store.grid, weights.store.fidelities
     full, base = (uniform_score(runner, weights, evaluation, bits) for bits in (fidelities[-1], base_bits))
     # Shards are named by the checkpoint's slices, so that an interrupted run is taken up in a reordered store too.
-    order = weights.store.index.slice_order
+    order = weights.store.stack.slice_order
     shards = [(layer, index) for layer in range(grid.layers) for index in range(grid.slices)]
 
     def compute(some: Sequence[Item]) -> Iterator[tuple[Item, tuple[float, float]]]:
@@ -76,7 +76,7 @@ def measure_submodels(
     """
     grid = weights.store.grid
     submodels = coarse_grid(grid.layers, grid.slices)
-    stored = np.array(weights.store.index.slice_order)
+    stored = np.array(weights.store.stack.slice_order)
     measured = []
     for slices in np.unique(np.stack((np.tile(np.arange(grid.slices), (grid.layers, 1)), order)), axis=0):
         slice_order = np.take_along_axis(stored, slices, axis=1).tolist()

@@ -51,7 +51,7 @@ class PlanWeights:
 
     def weights(self, layer: int, shards: Tensor) -> dict[str, Tensor]:
         """Shards as `shards` gives them, as weights of the model's linear layers by matrix, heads in its order."""
-        order = inverse_order(self.store.index.slice_order[layer])
+        order = inverse_order(self.store.stack.slice_order[layer])
         return join_layer(shards, self.architecture.matrices, self.store.grid, order)
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ def reading(store: ShardStore, rate_limit: float) -> Iterator[native.Streamer]:
 def measure_rows(store: ShardStore, rate_limit: float) -> float:
     """Seconds for one embedding row when as many as a typical input's are read together, from the disk; 0 where there
     are none."""
-    if WORD_EMBEDDINGS not in store.index.tables:
+    if WORD_EMBEDDINGS not in store.stack.tables:
         return 0.0
     reader = TableReader(store, WORD_EMBEDDINGS, rate_limit)
     last = reader.table.rows - 1

@@ -37,7 +37,7 @@ def content(report: Report) -> dict[str, Any]:
             "dtype": device.compute_dtype,
             "gemm": device.gemm,
         },
-        "heads": np.array(store.index.slice_order).tolist(),
+        "heads": np.array(store.stack.slice_order).tolist(),
         "importance": [_importance(each, store, device, tokens) for each in report.importance],
         "plannedWith": report.planned_with,
         "latencies": [_ms(latency) for latency in grid.latencies],

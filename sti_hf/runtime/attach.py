@@ -62,7 +62,7 @@ def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> No
             _replace(layer, matrix.module, elastic)
     guard_layers(layers, forwards)
     for name, path in architecture.embeddings(model.config).items():
-        if name in store.index.tables:
+        if name in store.stack.tables:
             indices = INDICES.get(name, f"Indices of {name}")
             _replace(base, path, RowGatheredEmbedding(base.get_submodule(path), name, indices, forwards))
     names = {name for name, _ in model.named_modules()}
@@ -79,7 +79,7 @@ def _put_in(model: PreTrainedModel, store: ShardStore, forwards: Forwards) -> No
 
 
 def _table_of(store: ShardStore, decoder: str, model: PreTrainedModel) -> str:
-    for name, table in store.index.tables.items():
+    for name, table in store.stack.tables.items():
         if decoder in table.decoders:
             return name
     if model.config.tie_word_embeddings:

@@ -12,7 +12,7 @@ from sti_hf.errors import InputError, UnsupportedUseError
 from sti_hf.model import Architecture
 from sti_hf.planning import Workload
 
-MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
+MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values")
 ID_DTYPES = (torch.int64, torch.int32)
 
 
@@ -46,7 +46,7 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
             )
         if name in MAIN_INPUTS and value.numel() == 0:
             raise InputError(
-                f"{name} is empty, {list(value.shape)}: give at least one text of one token, or one image."
+                f"{name} is empty, {list(value.shape)}: give at least one text of one token, one image, or one sound."
             )
         if value.requires_grad and torch.is_grad_enabled():
             raise UnsupportedUseError(

@@ -29,7 +29,7 @@ class PreparedStep:
     ) -> None:
         self.layer = placed.layer
         self.slices = int((bits > 0).sum())
-        self.heads = store.index.slice_order[placed.layer][: self.slices]
+        self.heads = store.stack.slice_order[placed.layer][: self.slices]
         self._store, self._placed, self._planned = store, placed, bits
         self._bits: np.ndarray | None = bits
         self._tables = matrix_tables(store, placed, bits)

@@ -50,7 +50,7 @@ class STISession(StoredPart):
         prepared = PreparedPlan(store, book.first, path, wanted=wanted, staging_budget=book.first.staging_budget)
         streamer = ShardStreamer(store, prepared, rate_limit)
         streamer.start()
-        self._engine = Engine(architecture_of(store.index.model_type), book, streamer, Tables(store, rate_limit))
+        self._engine = Engine(architecture_of(store.stack.model_type), book, streamer, Tables(store, rate_limit))
 
     @property
     def config(self) -> STIConfig:
@@ -89,8 +89,14 @@ class STISession(StoredPart):
 
     def memory(self) -> dict[str, int]:
         """Bytes of weights in memory now: resident, preload, staging, working buffer; and the most there ever were."""
-        resident = self._resident_bytes()
+        model = None if self._model is None else self._model()
+        resident = self._engine.tables.resident_bytes + (0 if model is None else tensor_bytes(model))
         return {"resident": resident, **self._engine.buffer_sizes(), "peak": resident + self._engine.most_buffered}
+
+    @property
+    def stored_weights(self) -> int:
+        """How many weights are in shards."""
+        return self.store.grid.weights
 
     def close(self) -> None:
         """Stops reading and gives back memory, threads and files; the model cannot run any more."""
@@ -112,11 +118,18 @@ class STISession(StoredPart):
 
     def reopening(self, model: Any) -> Reopening:
         """How to open `model`, which runs from this session, once more."""
-        if self.reopen is None:
-            raise UnsupportedUseError("This model cannot be copied or pickled: it was not made by from_pretrained.")
-        return self.reopen(model)
+        return reopening_of(self, model)
 
-    def _resident_bytes(self) -> int:
-        model = None if self._model is None else self._model()
-        tensors = () if model is None else (*model.parameters(), *model.buffers())
-        return self._engine.tables.resident_bytes + sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+
+def tensor_bytes(model: PreTrainedModel) -> int:
+    """Bytes of a model's parameters and buffers, each memory counted once."""
+    tensors = (*model.parameters(), *model.buffers())
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def reopening_of(session: Any, model: Any) -> Reopening:
+    """How to open once more a model that runs from a session."""
+    if session.reopen is None:
+        raise UnsupportedUseError("This model cannot be copied or pickled: it was not made by from_pretrained.")
+    reopening: Reopening = session.reopen(model)
+    return reopening

@@ -37,6 +37,11 @@ KINDS = PLANES + 2
 """Kinds of pieces: header, plane 1 .. plane 6, full."""
 
 
+def piece_name(kind: int) -> str:
+    """What a kind of piece is called in messages."""
+    return {HEADER_PIECE: "header", FULL_PIECE: "full weights"}.get(kind, f"plane {kind}")
+
+
 def kinds_of(bits: int) -> range | tuple[int, ...]:
     """Kinds of pieces that a shard at this fidelity needs (0 bits: not run, none)."""
     if bits == 0:

@@ -118,17 +118,22 @@ def permute_bias(bias: Tensor, grid: Grid, matrix: str, slice_order: Sequence[in
 
 
 def permute_biases(
-    weights: dict[str, Tensor], architecture: Architecture, grid: Grid, slice_orders: Sequence[Sequence[int]]
+    weights: dict[str, Tensor],
+    architecture: Architecture,
+    grid: Grid,
+    slice_orders: Sequence[Sequence[int]],
+    prefix: str = "",
 ) -> None:
     """Puts the biases of a model's sliced matrices in another order, in place: `permute_bias` for every layer.
 
-    `weights` are by their names in the model, which may have a prefix; those that are not there are left out.
+    `weights` are by their names in the model; those whose names do not begin with `prefix` are another stack's. Biases
+    that are not there are left out.
     """
     for layer, slice_order in enumerate(slice_orders):
         for matrix in architecture.matrices:
             bias = f"{architecture.layers}.{layer}.{matrix.module}.bias"
             for name in weights:
-                if name == bias or name.endswith(f".{bias}"):
+                if name.startswith(prefix) and f".{name}".endswith(f".{bias}"):
                     weights[name] = permute_bias(weights[name], grid, matrix.name, slice_order).contiguous()
 
 

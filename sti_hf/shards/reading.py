@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sti_hf import native
 from sti_hf.errors import StoreError
-from sti_hf.shards.layout import FULL_PIECE, HEADER_PIECE, PLANES
+from sti_hf.shards.layout import FULL_PIECE, HEADER_PIECE, PLANES, piece_name
 from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer
-from sti_hf.shards.store import TABLES_FILE, ShardStore, piece_name
+from sti_hf.shards.store import TABLES_FILE, ShardStore
 
 
 def read_quantized_layer(store: ShardStore, layer: int) -> QuantizedLayer:
@@ -54,7 +54,7 @@ def read_full_layer(store: ShardStore, layer: int) -> Tensor:
 
 def read_table(store: ShardStore, name: str) -> Tensor:
     """A table of the store: `[rows, columns]` in its own dtype. Raises `StoreError` where a row is damaged."""
-    table = store.index.tables[name]
+    table = store.stack.tables[name]
     raw = np.fromfile(store.path / TABLES_FILE, np.uint8, table.rows * table.row_bytes, offset=table.offset)
     rows = raw.reshape(table.rows, table.row_bytes)
     for row, expected in zip(rows, store.row_checksums(name)):
@@ -68,7 +68,7 @@ def read_piece(store: ShardStore, layer: int, kind: int, index: int) -> np.ndarr
     layout = store.layouts[layer]
     offset, size = int(layout.piece_offset[kind, index]), int(layout.piece_bytes[kind, index])
     piece = np.fromfile(store.layer_path(layer), np.uint8, size, offset=offset)
-    if native.crc32c(piece) != store.index.checksums[layer, kind, index]:
+    if native.crc32c(piece) != store.stack.checksums[layer, kind, index]:
         raise StoreError(
             f"{piece_name(kind)} of shard ({layer}, {index}) in {store.layer_path(layer)} is damaged; "
             "shard the model again."

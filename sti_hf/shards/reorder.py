@@ -12,13 +12,14 @@ from safetensors.torch import save
 from sti_hf import native
 from sti_hf.errors import ConfigurationError
 from sti_hf.model import Architecture
+from sti_hf.shards.index import INDEX_FILE
 from sti_hf.shards.layout import KINDS
 from sti_hf.shards.partition import permute_biases
 from sti_hf.shards.reading import read_piece
 from sti_hf.shards.resident import read_resident
 from sti_hf.shards.safetensors_file import SafetensorsWriter
-from sti_hf.shards.sharding import SHARDS_FILE
-from sti_hf.shards.store import INDEX_FILE, RESIDENT_FILE, ShardStore
+from sti_hf.shards.sharding import ONE_SHARDS_FILE
+from sti_hf.shards.store import RESIDENT_FILE, ShardStore
 from sti_hf.shards.whole import whole_or_unchanged
 
 
@@ -39,14 +40,14 @@ def reorder_store(
         raise ConfigurationError(
             f"order must have the slices 0 to {every[-1]} once for each of the {store.grid.layers} layers."
         )
-    rewritten = {INDEX_FILE, RESIDENT_FILE, *store.index.layer_files}
+    rewritten = {INDEX_FILE, RESIDENT_FILE, *store.stack.layer_files}
     with whole_or_unchanged(store.path) as folder:
         shutil.copytree(store.path, folder, ignore=lambda at, names: rewritten & set(names), dirs_exist_ok=True)
         resident = read_resident(store)
         permute_biases(resident, architecture, store.grid, order)
         (folder / RESIDENT_FILE).write_bytes(save(resident, metadata={"format": "pt"}))
         offsets = []
-        with SafetensorsWriter(folder / SHARDS_FILE, store.grid.layers) as writer:
+        with SafetensorsWriter(folder / ONE_SHARDS_FILE, store.grid.layers) as writer:
             for layer in range(store.grid.layers):
                 offsets.append(writer.position)
                 for kind in range(KINDS):
@@ -56,14 +57,18 @@ def reorder_store(
                 writer.finish_tensor(f"layers.{layer}", "U8", (writer.position - offsets[-1],))
                 progress(layer + 1)
         unchanged = {name: size for name, size in store.index.files.items() if name not in rewritten}
+        stack = replace(
+            store.stack,
+            slice_order=_permuted(store.stack.slice_order, order),
+            header_bytes=_permuted(store.stack.header_bytes, order),
+            checksums=np.stack([checksums[:, slices] for checksums, slices in zip(store.stack.checksums, order)]),
+            layer_files=(ONE_SHARDS_FILE,) * store.grid.layers,
+            layer_offsets=tuple(offsets),
+        )
         index = replace(
             store.index,
-            slice_order=_permuted(store.index.slice_order, order),
-            header_bytes=_permuted(store.index.header_bytes, order),
-            checksums=np.stack([checksums[:, slices] for checksums, slices in zip(store.index.checksums, order)]),
-            layer_files=(SHARDS_FILE,) * store.grid.layers,
-            layer_offsets=tuple(offsets),
-            files=unchanged | {name: (folder / name).stat().st_size for name in (RESIDENT_FILE, SHARDS_FILE)},
+            stacks={name: stack for name in store.index.stacks},
+            files=unchanged | {name: (folder / name).stat().st_size for name in (RESIDENT_FILE, ONE_SHARDS_FILE)},
             resident_checksum=native.crc32c((folder / RESIDENT_FILE).read_bytes()),
         )
         (folder / INDEX_FILE).write_text(index.to_json())

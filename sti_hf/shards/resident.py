@@ -50,6 +50,15 @@ def read_resident(store: ShardStore) -> dict[str, Tensor]:
     return {name: _tensor(content[start:], entry) for name, entry in header.items()}
 
 
+def read_stack_resident(store: ShardStore) -> dict[str, Tensor]:
+    """`read_resident`, and those of the store's one stack under their names in that, as a model of its own, too."""
+    weights = read_resident(store)
+    if not store.stack_name:
+        return weights
+    prefix = f"{store.stack_name}."
+    return weights | {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
 def _tensor(data: np.ndarray, entry: dict) -> Tensor:
     dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
     count = math.prod(shape)

@@ -5,47 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from sti_hf import native
 from sti_hf.errors import SourceError, UnsupportedModelError
-from sti_hf.model import Architecture, get_architecture
-from sti_hf.model.architecture import WORD_EMBEDDINGS, base_prefix
-from sti_hf.model.fused import in_parts
-from sti_hf.model.grid import Grid
-from sti_hf.process_memory import page_out, return_freed_memory
-from sti_hf.shards.partition import permute_biases, split_layer
+from sti_hf.model.stacks import STACKED, stack_models, stack_prefix
+from sti_hf.process_memory import page_out
+from sti_hf.shards.index import INDEX_FILE, StoreIndex, Table
 from sti_hf.shards.permissions import EVERYBODY
 from sti_hf.shards.quantizers import Quantizer
 from sti_hf.shards.safetensors_file import SafetensorsWriter
-from sti_hf.shards.store import (
-    INDEX_FILE,
-    RESIDENT_FILE,
-    TABLES_FILE,
-    ShardStore,
-    StoreIndex,
-    Table,
-)
+from sti_hf.shards.stack_writing import StackWriter, refuse_not_finite
+from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore
 from sti_hf.shards.whole import whole_or_absent
-from sti_hf.shards.writing import SAFETENSORS_DTYPE, bytes_of, write_layer, write_table
+from sti_hf.shards.writing import SAFETENSORS_DTYPE, WrittenLayer, bytes_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHARDS_FILE = "shards-00001-of-00001.safetensors"
+SHARDS_FILE = "shards-{:05d}-of-{:05d}.safetensors"
+ONE_SHARDS_FILE = SHARDS_FILE.format(1, 1)
+"""Of a model with one stack."""
 
 
 def write_store(
     model: PreTrainedModel,
     destination: str | Path,
     *,
-    quantizer: Quantizer,
+    quantizer: Quantizer | Mapping[str, Quantizer],
     quantizer_name: str,
     full: bool = True,
     slice_order: Sequence[Sequence[int]] | None = None,
@@ -55,49 +49,35 @@ def write_store(
 ) -> ShardStore:
     """Shards a Transformers model into a store at `destination`, whole or not at all.
 
-    `slice_order[l]` puts the slices of layer l in order (default: the checkpoint's); `full=False` leaves the full
-    weights out; `permissions` is a mask for the modes of what is written. `extra_files` may add files (the tokenizer)
-    to the folder; `progress` is called with the number of layers done. Raises `FileExistsError` if the destination
-    exists, `UnsupportedModelError` if the model cannot be sharded, `SourceError` if a weight is not finite.
+    `quantizer` is one for all stacks, or one for each by its path. `slice_order[l]` puts the slices of layer l in
+    order (default: the checkpoint's), in a model with one stack; `full=False` leaves the full weights out;
+    `permissions` is a mask for the modes of what is written. `extra_files` may add files (the tokenizer) to the
+    folder; `progress` is called with the number of layers done. Raises `FileExistsError` if the destination exists,
+    `UnsupportedModelError` if the model cannot be sharded, `SourceError` if a weight is not finite.
     """
     destination = Path(destination).absolute()
-    architecture = get_architecture(model.config)
-    grid = architecture.grid(model.config)
-    order = [tuple(map(int, layer)) for layer in slice_order or [range(grid.slices)] * grid.layers]
-    with in_parts(model, architecture), whole_or_absent(destination, permissions) as folder:
-        dtype = _weight_dtype(_linears(model, architecture, grid))
-        matrix_paths = _matrix_paths(model, architecture, grid)
-        tables, table_keys = _write_tables(model, architecture, folder)
-        left_out = {f"{path}.weight" for paths in matrix_paths for path in paths.values()}
-        resident = _resident(model, architecture, grid, order, left_out | table_keys)
-        # Not `save_file`: it gives modes of its own.
-        (folder / RESIDENT_FILE).write_bytes(save(resident, metadata={"format": "pt"}))
-        written = []
-        with SafetensorsWriter(folder / SHARDS_FILE, grid.layers) as writer:
-            for layer, paths in enumerate(matrix_paths):
-                weights = _matrices(model, paths)
-                shards = split_layer(weights, architecture.matrices, grid, order[layer])
-                quantized = quantizer.quantize_layer(layer, shards.float(), grid)
-                written.append(write_layer(writer, layer, quantized, shards if full else None))
-                for weight in weights.values():
-                    page_out(weight)
-                return_freed_memory()
-                progress(layer + 1)
-        _write_config(model, folder, quantizer_name)
+    stacks = _stacks(model, slice_order)
+    with ExitStack() as split, whole_or_absent(destination, permissions) as folder:
+        for stack in stacks.values():
+            split.enter_context(stack.in_parts())
+        dtype = _weight_dtype(stacks.values())
+        tables = _write_tables(stacks, folder)
+        _write_resident(model, stacks, folder)
+        layers: dict[str, list[WrittenLayer]] = {}
+        for path, stack in stacks.items():
+            chosen = quantizer[path] if isinstance(quantizer, Mapping) else quantizer
+            before = sum(map(len, layers.values()))
+            layers[path] = stack.write_layers(folder, chosen, full, partial(_count_on, progress, before))
+        _write_config(model, stacks, folder, quantizer_name)
         extra_files(folder)
+        names = (RESIDENT_FILE, TABLES_FILE, *(stack.shards_file for stack in stacks.values()))
         index = StoreIndex(
             model_type=model.config.model_type,
-            grid=grid,
             quantizer=quantizer_name,
-            has_scales=quantized.scales is not None,
+            has_scales=any(layer.has_scales for written in layers.values() for layer in written),
             full_dtype=str(dtype).removeprefix("torch.") if full else None,
-            slice_order=tuple(order),
-            layer_files=(SHARDS_FILE,) * grid.layers,
-            layer_offsets=tuple(layer.offset for layer in written),
-            header_bytes=tuple(layer.header_bytes for layer in written),
-            checksums=np.stack([layer.checksums for layer in written]),
-            tables=tables,
-            files={name: (folder / name).stat().st_size for name in (RESIDENT_FILE, TABLES_FILE, SHARDS_FILE)},
+            stacks={path: stack.index(layers[path], tables[path]) for path, stack in stacks.items()},
+            files={name: (folder / name).stat().st_size for name in names},
             resident_checksum=native.crc32c((folder / RESIDENT_FILE).read_bytes()),
             fingerprint=fingerprint(model.state_dict()),
         )
@@ -116,26 +96,25 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _linears(model: PreTrainedModel, architecture: Architecture, grid: Grid) -> list[dict[str, nn.Linear]]:
-    """Every layer's linears. Raises `UnsupportedModelError` where they are not where the family has them."""
-    try:
-        linears = architecture.linears(model)
-    except AttributeError:
-        linears = []
-    if len(linears) != grid.layers:
+def _stacks(model: PreTrainedModel, slice_order: Sequence[Sequence[int]] | None) -> dict[str, StackWriter]:
+    models = stack_models(model)
+    if slice_order is not None and len(models) != 1:
         raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be sharded: it has not the {grid.layers} layers of its configuration at "
-            f"{base_prefix(model)}{architecture.layers}, as {model.config.model_type} models have them."
+            f"{type(model).__name__} has {len(models)} stacks, and an order of slices is for one."
         )
-    return linears
+    return {
+        path: StackWriter(each, stack_prefix(model, path), SHARDS_FILE.format(number, len(models)), slice_order)
+        for number, (path, each) in enumerate(models.items(), 1)
+    }
 
 
-def _weight(module: nn.Module, path: str) -> Tensor:
-    return module.get_submodule(path).get_parameter("weight").detach()
+def _count_on(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
 
 
-def _weight_dtype(linears: list[dict[str, nn.Linear]]) -> torch.dtype:
-    dtypes = {linear.weight.dtype for layer in linears for linear in layer.values()}
+def _weight_dtype(stacks: Any) -> torch.dtype:
+    linears = [linear for stack in stacks for layer in stack.linears for linear in layer.values()]
+    dtypes = {linear.weight.dtype for linear in linears}
     if len(dtypes) != 1 or not dtypes <= set(SAFETENSORS_DTYPE):
         found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise SourceError(
@@ -144,70 +123,36 @@ def _weight_dtype(linears: list[dict[str, nn.Linear]]) -> torch.dtype:
     return dtypes.pop()
 
 
-def _refuse_not_finite(name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
-        raise SourceError(f"The weight {name} holds values that are not finite (NaN or infinite): it is damaged.")
+def _write_tables(stacks: Mapping[str, StackWriter], folder: Path) -> dict[str, dict[str, Table]]:
+    """The tables of every stack, by its path."""
+    with SafetensorsWriter(folder / TABLES_FILE, 2 * sum(len(stack.tables()) for stack in stacks.values())) as writer:
+        return {path: stack.write_tables(writer) for path, stack in stacks.items()}
 
 
-def _matrix_paths(model: PreTrainedModel, architecture: Architecture, grid: Grid) -> list[dict[str, str]]:
-    """For every layer, the paths of its matrices in the model, by their names."""
-    layers = f"{base_prefix(model)}{architecture.layers}"
-    return [
-        {matrix.name: f"{layers}.{layer}.{matrix.module}" for matrix in architecture.matrices}
-        for layer in range(grid.layers)
-    ]
-
-
-def _matrices(model: PreTrainedModel, paths: Mapping[str, str]) -> dict[str, Tensor]:
-    weights = {name: _weight(model, path) for name, path in paths.items()}
-    for name, weight in weights.items():
-        _refuse_not_finite(f"{paths[name]}.weight", weight)
-    return weights
-
-
-def _resident(
-    model: PreTrainedModel, architecture: Architecture, grid: Grid, order: Sequence[Sequence[int]], left_out: set[str]
-) -> dict[str, Tensor]:
+def _write_resident(model: PreTrainedModel, stacks: Mapping[str, StackWriter], folder: Path) -> None:
     """Everything that is neither sliced nor read by row, biases in slice order, tied tensors once."""
+    left_out = set().union(*(stack.keys() for stack in stacks.values()))
     resident: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if name not in left_out and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            _refuse_not_finite(name, tensor)
+            refuse_not_finite(name, tensor)
             resident[name] = tensor.detach().clone()
-    permute_biases(resident, architecture, grid, order)
-    return resident
+    for stack in stacks.values():
+        stack.permute_biases(resident)
+    # Not `save_file`: it gives modes of its own.
+    (folder / RESIDENT_FILE).write_bytes(save(resident, metadata={"format": "pt"}))
 
 
-def _write_tables(
-    model: PreTrainedModel, architecture: Architecture, folder: Path
-) -> tuple[dict[str, Table], set[str]]:
-    """Writes the embeddings and any untied decoder; returns the tables and the keys they take the place of."""
-    paths = architecture.embeddings(model.config)
-    weights = {name: _weight(model.base_model, path) for name, path in paths.items()}
-    decoders: dict[str, list[str]] = {name: [] for name in paths}
-    keys = {f"{base_prefix(model)}{path}.weight" for path in paths.values()}
-    modules = {name for name, _ in model.named_modules()}
-    for path in modules.intersection(architecture.lm_decoders):
-        keys.add(f"{path}.weight")
-        weight = _weight(model, path)
-        words = weights.get(WORD_EMBEDDINGS)
-        name = WORD_EMBEDDINGS if words is not None and weight.data_ptr() == words.data_ptr() else path
-        weights.setdefault(name, weight)
-        decoders.setdefault(name, []).append(path)
-    tables = {}
-    with SafetensorsWriter(folder / TABLES_FILE, 2 * len(weights)) as writer:
-        for name, weight in weights.items():
-            _refuse_not_finite(f"{name}.weight", weight)
-            tables[name] = write_table(writer, name, weight, tuple(decoders[name]))
-            page_out(weight)
-    return tables, keys
-
-
-def _write_config(model: PreTrainedModel, folder: Path, quantizer_name: str) -> None:
+def _write_config(
+    model: PreTrainedModel, stacks: Mapping[str, StackWriter], folder: Path, quantizer_name: str
+) -> None:
     config: dict[str, Any] = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
+    for path, field in STACKED.get(model.config.model_type, {}).items():
+        if path in stacks:
+            config[field]["architectures"] = [type(stacks[path].model).__name__]
     config["quantization_config"] = {"quant_method": "sti", "quantizer": quantizer_name}
     config["transformers_weights"] = RESIDENT_FILE
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

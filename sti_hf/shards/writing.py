@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 
 from sti_hf import native
+from sti_hf.shards.index import Table
 from sti_hf.shards.layout import KINDS, PLANES, LayerLayout
 from sti_hf.shards.quantizers import QuantizedLayer
 from sti_hf.shards.safetensors_file import SafetensorsWriter
-from sti_hf.shards.store import Table
 
 SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 @dataclass(frozen=True)
 class WrittenLayer:
-    """Where a layer was written: `header_bytes` of every slice, `checksums` uint32 `[KINDS, M]`."""
+    """Where a layer was written: `header_bytes` of every slice, `checksums` uint32 `[KINDS, M]`,
+    whether its rows have scales."""
 
     offset: int
     header_bytes: tuple[int, ...]
     checksums: np.ndarray
+    has_scales: bool
 
 
 def bytes_of(tensor: Tensor) -> np.ndarray:
@@ -62,9 +64,10 @@ def write_layer(writer: SafetensorsWriter, layer: int, quantized: QuantizedLayer
         checksums[-1, index] = writer.append(bytes_of(full[index]) if full is not None else np.empty(0, np.uint8))
     writer.pad()
     writer.finish_tensor(f"layers.{layer}", "U8", (writer.position - offset,))
-    written = WrittenLayer(offset, tuple(len(header) for header in headers), checksums)
+    header_bytes = tuple(len(header) for header in headers)
+    written = WrittenLayer(offset, header_bytes, checksums, quantized.scales is not None)
     itemsize = full.element_size() if full is not None else 0
-    layout = LayerLayout(grid, offset, written.header_bytes, itemsize, quantized.scales is not None)
+    layout = LayerLayout(grid, offset, header_bytes, itemsize, written.has_scales)
     if layout.region_bytes != writer.position - offset:
         raise AssertionError(f"layer {layer} was not written as its layout says")
     return written

@@ -32,8 +32,8 @@ from sti_hf import ShardStore, native
 from sti_hf.errors import StoreError
 from sti_hf.integrations.store_planner import StorePlanner
 from sti_hf.model import Grid
+from sti_hf.shards.index import StoreIndex
 from sti_hf.shards.layout import FULL
-from sti_hf.shards.store import StoreIndex
 from tests.integrations.checkpoints import DEVICE
 from tests.models import HEADS, LAYERS, tiny_inputs
 from tests.runtime.sessions import plan_of, running

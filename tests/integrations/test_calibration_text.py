@@ -126,7 +126,7 @@ def test_a_store_made_with_text_is_nearer_to_the_model(
         full = model.bert(**unseen)[0]
         errors = []
         for store in stores:
-            PlanWeights(model, store).set(0 * store.index.checksums[:, 0].astype(int) + 2)
+            PlanWeights(model, store).set(0 * store.stack.checksums[:, 0].astype(int) + 2)
             errors.append(float((model.bert(**unseen)[0] - full).square().mean()))
     assert errors[1] < errors[0]
 

@@ -65,7 +65,7 @@ def test_what_it_cannot_give(tmp_path):
 def test_damage(tmp_path, file, sentence):
     store = store_of(tiny_model(CLASSES[0]), tmp_path / "store", "gobo")
     content = bytearray((store.path / file).read_bytes())
-    content[store.index.tables["word_embeddings"].offset + 5 if file == TABLES_FILE else -3] ^= 1
+    content[store.stack.tables["word_embeddings"].offset + 5 if file == TABLES_FILE else -3] ^= 1
     (store.path / file).write_bytes(content)
     with pytest.raises(StoreError, match=sentence):
         full_model(ShardStore.open(store.path))

@@ -19,7 +19,8 @@ from sti_hf.integrations.device_profiles import device_profile_path
 from sti_hf.integrations.session import open_session
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.planning import make_plan
-from sti_hf.shards.store import INDEX_FILE, ShardStore
+from sti_hf.shards.index import INDEX_FILE
+from sti_hf.shards.store import ShardStore
 from tests.integrations.checkpoints import DEVICE, checkpoint
 
 
@@ -51,7 +52,7 @@ def open_plan(store: ShardStore, **config: Any) -> Any:
 
 def test_the_second_session_does_not_plan(store: ShardStore, planned: list[int]) -> None:
     first, second = open_plan(store), open_plan(store)
-    assert planned == [128]
+    assert planned == [70], "the longest text of this model"
     assert second.to_json() == first.to_json()
     assert np.array_equal(second.preloaded_pieces, first.preloaded_pieces)
 

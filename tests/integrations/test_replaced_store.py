@@ -69,7 +69,7 @@ def test_a_store_that_is_reordered_serves_on_as_it_was(store: Path) -> None:
     opened = ShardStore.open(store)
     random = np.random.default_rng(0)
     order = [random.permutation(opened.grid.slices).tolist() for _ in range(opened.grid.layers)]
-    reorder_store(opened, architecture_of(opened.index.model_type), order)
+    reorder_store(opened, architecture_of(opened.stack.model_type), order)
     assert all(map(torch.equal, answers(model), expected))
     model.sti.close()
     again = load(store)

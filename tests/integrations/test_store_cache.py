@@ -17,6 +17,7 @@ from sti_hf import ShardStore, StoreError, shard_checkpoint
 from sti_hf.integrations import checkpoint as checkpoints
 from sti_hf.integrations.store_cache import cache_home, resolve_store
 from sti_hf.shards import sharding
+from sti_hf.shards.verification import verify_store
 from tests.commands import Sti, done
 from tests.integrations.checkpoints import STOCK, checkpoint, difference, save_checkpoint
 from tests.models import tiny_inputs, tiny_model
@@ -38,7 +39,7 @@ def test_the_cache_follows_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_checkpoint_is_sharded_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = resolve_store(source, "gobo")
     assert first.path.parent == cache_home() / "stores"
-    assert first.verify() == []
+    assert verify_store(first) == []
     monkeypatch.setattr(checkpoints, "write_store", None)
     assert resolve_store(source, "gobo").path == first.path
     assert resolve_store(str(source) + "/", "gobo").path == first.path
@@ -101,7 +102,7 @@ def test_processes_that_shard_at_once_agree(source: Path, tmp_path: Path, monkey
         assert process.exitcode == 0
     assert {paths.get() for _ in processes} == {resolve_store(source, "gobo").path}
     assert len(list((tmp_path / "stores").iterdir())) == 1
-    assert resolve_store(source, "gobo").verify() == []
+    assert verify_store(resolve_store(source, "gobo")) == []
 
 
 # The Hub, as far as it can be had offline: from its cache.
@@ -269,7 +270,7 @@ def test_a_cache_that_cannot_be_written(
     with pytest.raises(StoreError, match=rf"set STI_HOME .*`sti shard {model} STORE`"):
         resolve_store(model, "gobo")
     done(sti("shard", model, tmp_path / "store", "--quantizer", "gobo"))
-    assert resolve_store(tmp_path / "store", "gobo").verify() == []
+    assert verify_store(resolve_store(tmp_path / "store", "gobo")) == []
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_the_caches_fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from transformers import (
     pipeline,
 )
 
-from sti_hf.errors import InputError, SourceError, UnsupportedModelError
-from tests.integrations.checkpoints import STOCK
+from sti_hf import shard_checkpoint
+from sti_hf.errors import InputError, SourceError
+from tests.integrations.checkpoints import STOCK, save_checkpoint
 from tests.models import tiny_config, tiny_inputs, tiny_model
+from tests.runtime.sessions import store_of
 
 WHOLE = [
     (
@@ -65,8 +68,6 @@ def test_a_tower_of_a_checkpoint_of_two(whole: Any, tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.allclose(model(**inputs)[0], stock(**inputs)[0], atol=1e-5)
         model.sti.close()
-    with pytest.raises(UnsupportedModelError, match="one of its towers"):
-        model_class.from_pretrained(tmp_path / "both", sti_config=STOCK)
     of_others = next(towers[-1] for _, _, other, towers in WHOLE if other != name)
     with pytest.raises(SourceError, match="name a class of its own family"):
         of_others.from_pretrained(tmp_path / "both", sti_config=STOCK)
@@ -104,3 +105,39 @@ def test_an_image_of_another_size_is_planned_for_exactly(tmp_path: Path) -> None
     with pytest.raises(InputError, match="needs pixel_values"):
         model()
     model.sti.close()
+
+
+@pytest.mark.parametrize("whole", WHOLE, ids=lambda whole: whole[2])
+def test_a_tower_of_a_store_of_two(whole: Any, tmp_path: Path) -> None:
+    model_class, _, _, towers = whole
+    both = tiny_model(model_class)
+    both.save_pretrained(tmp_path / "both")
+    store = store_of(both, tmp_path / "store")
+    for tower in towers:
+        stock = tower.from_pretrained(tmp_path / "both").eval()
+        model = tower.from_pretrained(store.path, sti_config=STOCK)
+        inputs = tiny_inputs(stock, padded=False)
+        with torch.no_grad():
+            assert torch.allclose(model(**inputs)[0], stock(**inputs)[0], atol=1e-5)
+        copied = copy.deepcopy(model)
+        assert torch.equal(copied(**inputs)[0], model(**inputs)[0])
+        copied.sti.close()
+        model.sti.close()
+
+
+@pytest.mark.parametrize("model_class", [CLIPModel, SiglipModel])
+def test_images_are_classified_by_words(model_class: Any, tmp_path: Path) -> None:
+    source = save_checkpoint(tiny_model(model_class), tmp_path / "model")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(source)
+    store = shard_checkpoint(source, tmp_path / "store", quantizer="gobo")
+    build: Any = pipeline
+    task, labels = "zero-shot-image-classification", ["cold", "a model", "answers"]
+    stock = build(task, model=str(source))
+    for place in (source, store.path):
+        elastic = build(task, model=str(place), sti_config=STOCK)
+        options: Any = {"candidate_labels": labels, "tokenizer_kwargs": {"max_length": 8}}
+        for got, expected in zip(elastic(images(3), **options), stock(images(3), **options), strict=True):
+            scores = {each["label"]: each["score"] for each in expected}
+            assert {each["label"]: pytest.approx(each["score"], abs=1e-5) for each in got} == scores
+        assert list(elastic.model.sti.stacks) == ["text_model", "vision_model"]
+        elastic.model.sti.close()

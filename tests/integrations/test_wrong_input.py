@@ -157,7 +157,7 @@ def test_a_flipped_bit_in_a_shard(classifier_store: Path, tmp_path: Path) -> Non
 
 def test_a_flipped_bit_in_an_embedding_row(classifier_store: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(classifier_store, tmp_path / "broken")
-    table = ShardStore.open(classifier_store).index.tables["word_embeddings"]
+    table = ShardStore.open(classifier_store).stack.tables["word_embeddings"]
     word = int(INPUTS["input_ids"][0, 0])
     flip(broken / TABLES_FILE, table.offset + word * table.row_bytes)
     model = BertForSequenceClassification.from_pretrained(broken, sti_config=STOCK)

@@ -16,6 +16,7 @@ from sti_hf.model import UnsupportedModelError, get_architecture, supported_mode
 from sti_hf.model.architecture import POSITION_EMBEDDINGS, WORD_EMBEDDINGS
 from sti_hf.model.fused import split_fused
 from tests.models import (
+    FAMILIES,
     FFN,
     GATED,
     HEADS,
@@ -24,6 +25,7 @@ from tests.models import (
     KEY_VALUE_HEADS,
     LAYERS,
     POSITIONS,
+    SOUND_FAMILIES,
     TASK_HEADS,
     tiny_config,
     tiny_model,
@@ -54,7 +56,7 @@ def test_names_are_those_of_the_stock_model(model_class: Any) -> None:
     if WORD_EMBEDDINGS in paths:
         assert base.get_submodule(paths[WORD_EMBEDDINGS]) is model.get_input_embeddings()
     else:
-        assert model.config.model_type in IMAGE_FAMILIES
+        assert model.config.model_type in (*IMAGE_FAMILIES, *SOUND_FAMILIES)
     if POSITION_EMBEDDINGS in paths:
         positions = base.get_submodule(paths[POSITION_EMBEDDINGS])
         assert isinstance(positions, nn.Embedding) and positions.num_embeddings == POSITIONS
@@ -73,7 +75,7 @@ def test_names_are_those_of_the_stock_model(model_class: Any) -> None:
         assert not model.config.tie_word_embeddings or decoder.weight is model.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("model_type", supported_model_types())
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_grid(model_type: str) -> None:
     config = tiny_config(model_type)
     grid = get_architecture(config).grid(config)
@@ -96,7 +98,7 @@ def test_an_unsupported_family_gets_a_list_of_those_supported() -> None:
     ("config", "why"),
     [
         (AlbertConfig(), "one layer many times"),
-        (CLIPConfig(), "CLIPVisionModel"),
+        (CLIPConfig(), "the stacks text_model and vision_model"),
         (DebertaConfig(), "versions 2 and 3"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +90,9 @@ def test_another_store_refuses_it(store: ShardStore, tmp_path: Path) -> None:
 def test_codes_tell_stores_apart(store: ShardStore, tmp_path: Path) -> None:
     """As of one checkpoint, calibrated with other text."""
     other = shutil.copytree(store.path, tmp_path / "other")
-    index = store.index
-    checksums = index.checksums.copy()
+    checksums = store.stack.checksums.copy()
     checksums[1, 3, 2] ^= 1
-    changed = ShardStore(other, type(index)(**{**vars(index), "checksums": checksums}))
+    changed = ShardStore(other, replace(store.index, stacks={"": replace(store.stack, checksums=checksums)}))
     assert store_identity(changed) != store_identity(store)
 
 

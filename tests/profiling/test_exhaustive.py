@@ -247,7 +247,7 @@ def test_submodels_are_those_that_run(tmp_path: Path, model_class: Any) -> None:
     (measured,) = measure_submodels(
         setting.runner, setting.weights, setting.evaluation, work(tmp_path / "work"), as_stored
     )
-    assert measured["slice_order"] == [list(order) for order in setting.store.index.slice_order]
+    assert measured["slice_order"] == [list(order) for order in setting.store.stack.slice_order]
     accuracy = {(n, m): value for n, m, value in measured["accuracy"]}
     assert sorted(accuracy) == sorted(coarse_grid(LAYERS, HEADS))
     assert len(set(accuracy.values())) > 1
@@ -269,7 +269,7 @@ def test_submodels_of_a_reordered_store(tmp_path: Path) -> None:
     setting = Setting(BertForSequenceClassification, tmp_path)
     order = np.array([np.random.default_rng(5 + layer).permutation(HEADS) for layer in range(LAYERS)])
     both = measure_submodels(setting.runner, setting.weights, setting.evaluation, work(tmp_path / "work"), order)
-    then = np.take_along_axis(np.array(setting.store.index.slice_order), order, axis=1)
+    then = np.take_along_axis(np.array(setting.store.stack.slice_order), order, axis=1)
     moved = store_of(setting.model, tmp_path / "moved", "gobo", slice_order=then.tolist())
     (measured,) = (one for one in both if one["slice_order"] == then.tolist())
     assert len(both) == 2

@@ -40,7 +40,7 @@ def store(bare_store: ShardStore, tmp_path_factory: pytest.TempPathFactory) -> S
     store = ShardStore.open(shutil.copytree(bare_store.path, tmp_path_factory.mktemp("profiled") / NAME))
     effects = np.random.default_rng(0).normal(size=(store.grid.layers, store.grid.slices, len(LEVELS), 8))
     effects *= 4.0 ** -np.array(LEVELS)[:, None]
-    order = [list(order) for order in store.index.slice_order]
+    order = [list(order) for order in store.stack.slice_order]
     submodels = [{"slice_order": order, "bits": 6, "accuracy": SUBMODELS}]
     facts = {"sentences": 8, "metric": "accuracy", "base_bits": 2, "submodels": submodels}
     write_profile(store, "mood", EffectsImportance(effects), facts)

@@ -197,7 +197,7 @@ def damaged(store: ShardStore, folder: Path, layer: int, kind: int) -> ShardStor
     """A copy of a store with a wrong byte in one plane of a layer's first slice."""
     layout = store.layouts[layer]
     shutil.copytree(store.path, folder)
-    with (folder / store.index.layer_files[layer]).open("r+b") as file:
+    with (folder / store.stack.layer_files[layer]).open("r+b") as file:
         file.seek(int(layout.piece_offset[kind, 0] + layout.piece_bytes[kind, 0] // 2))
         byte = file.read(1)[0]
         file.seek(-1, 1)

@@ -59,7 +59,7 @@ def test_a_store_that_is_mended_answers_again(store: ShardStore, tmp_path: Path)
     expected = logits_of(intact(**SHORT))
     with pytest.raises(StreamError, match="checksum"):
         model(**SHORT)
-    name = store.index.layer_files[1]
+    name = store.stack.layer_files[1]
     with (broken.path / name).open("r+b") as file:  # the same file: it is open
         file.write((store.path / name).read_bytes())
     for _ in range(2):
@@ -98,7 +98,7 @@ def test_a_random_history_of_damage_and_lengths_is_right_or_an_error(store: Shar
     for name, inputs in (("short", SHORT), ("long", LONG)):
         expected[name] = logits_of(intact(**inputs))
     broken = damaged(store, tmp_path / "damaged", 0, kind=1)
-    name, wrong = store.index.layer_files[0], (broken.path / store.index.layer_files[0]).read_bytes()
+    name, wrong = store.stack.layer_files[0], (broken.path / store.stack.layer_files[0]).read_bytes()
     right = (store.path / name).read_bytes()
     model = with_two_plans(broken, 16, bits=(3, 5), preload=0.6)
     errors = 0

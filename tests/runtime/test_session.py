@@ -217,7 +217,7 @@ def damaged(store: ShardStore, folder: Path, name: str, offset: int) -> ShardSto
 def test_a_flipped_bit_in_any_piece_is_an_error(store: ShardStore, kind: int, tmp_path: Path) -> None:
     layout = store.layouts[1]
     offset = int(layout.piece_offset[kind, 2] + layout.piece_bytes[kind, 2] // 2)
-    broken = damaged(store, tmp_path, store.index.layer_files[1], offset)
+    broken = damaged(store, tmp_path, store.stack.layer_files[1], offset)
     bits = np.full((store.grid.layers, store.grid.slices), 32 if kind == FULL_PIECE else 6)
     model = running(broken, plan_of(broken, bits))
     for _ in range(2):
@@ -227,7 +227,7 @@ def test_a_flipped_bit_in_any_piece_is_an_error(store: ShardStore, kind: int, tm
 
 
 def test_a_flipped_bit_in_an_embedding_row_is_an_error(store: ShardStore, tmp_path: Path) -> None:
-    table = store.index.tables["word_embeddings"]
+    table = store.stack.tables["word_embeddings"]
     broken = damaged(store, tmp_path, TABLES_FILE, table.offset + 40 * table.row_bytes + 3)
     model = running(broken, plan_of(broken, random_bits(broken, 9)))
     model(input_ids=torch.tensor([[39, 41]]))
@@ -251,7 +251,7 @@ def test_a_store_cut_short_while_open_is_an_error(store: ShardStore, tmp_path: P
 
 
 def test_inputs_embeds_need_no_rows_of_words(store: ShardStore, tmp_path: Path) -> None:
-    table, word = store.index.tables["word_embeddings"], int(INPUTS["input_ids"][0, 0])
+    table, word = store.stack.tables["word_embeddings"], int(INPUTS["input_ids"][0, 0])
     broken = damaged(store, tmp_path, TABLES_FILE, table.offset + word * table.row_bytes)
     model = running(broken, plan_of(broken, np.full((store.grid.layers, store.grid.slices), 32)))
     with pytest.raises(StreamError, match="checksum"):

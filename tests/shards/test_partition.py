@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sti_hf.model import Grid, Matrix, get_architecture, supported_model_types
+from sti_hf.model import Grid, Matrix, get_architecture
 from sti_hf.model.fused import split_fused
 from sti_hf.shards.partition import inverse_order, join_layer, permute_bias, split_layer, write_slice
-from tests.models import HEADS, TASK_HEADS, tiny_model
+from tests.models import FAMILIES, HEADS, TASK_HEADS, tiny_model
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 MATRICES = tuple(Matrix(name, name) for name in ("q", "k", "v", "o", "up", "gate", "down"))
@@ -93,7 +93,7 @@ def test_a_join_of_some_slices_has_their_rows_and_columns(grid: Grid, data: st.D
         assert same_bits(joined[name], weights[name].index_select(1 if name in ("o", "down") else 0, kept))
 
 
-@pytest.mark.parametrize("model_type", supported_model_types())
+@pytest.mark.parametrize("model_type", FAMILIES)
 @given(order=ORDERS, dtype=DTYPES, layer=st.integers(0, 2))
 @settings(deadline=None, max_examples=15)
 def test_every_family_splits_and_joins_exactly(

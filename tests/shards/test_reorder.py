@@ -25,6 +25,7 @@ from sti_hf.shards.layout import KINDS
 from sti_hf.shards.reading import read_piece
 from sti_hf.shards.reorder import reorder_store
 from sti_hf.shards.store import ShardStore
+from sti_hf.shards.verification import verify_store
 from tests.models import HEADS, LAYERS, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, plan_of, random_bits, running, store_of
 
@@ -56,9 +57,9 @@ def test_the_same_model(tmp_path: Path, model_class: type[PreTrainedModel]) -> N
     before.sti.close()
     order = permutations(2)
     moved = reordered(store, model, order)
-    assert moved.verify() == []
-    assert moved.index.slice_order == tuple(
-        tuple(store.index.slice_order[layer][k] for k in order[layer]) for layer in range(LAYERS)
+    assert verify_store(moved) == []
+    assert moved.stack.slice_order == tuple(
+        tuple(store.stack.slice_order[layer][k] for k in order[layer]) for layer in range(LAYERS)
     )
     for name, tensor in full_model(moved).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name

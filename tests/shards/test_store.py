@@ -14,11 +14,13 @@ import torch
 from safetensors import safe_open
 
 from sti_hf.errors import StoreError
+from sti_hf.shards.index import INDEX_FILE
 from sti_hf.shards.layout import BLOCK, FIDELITIES, FULL, FULL_PIECE, PLANES
 from sti_hf.shards.partition import split_layer
 from sti_hf.shards.quantizers import get_quantizer
 from sti_hf.shards.sharding import write_store
-from sti_hf.shards.store import INDEX_FILE, RESIDENT_FILE, TABLES_FILE, ShardStore
+from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore
+from sti_hf.shards.verification import verify_store
 from tests.models import HIDDEN, POSITIONS, TASK_HEADS, tiny_model
 
 
@@ -121,7 +123,7 @@ def test_config_names_the_method_and_the_resident_file(store: ShardStore) -> Non
 
 def test_an_intact_store_verifies(store: ShardStore) -> None:
     read = []
-    assert store.verify(read.append) == []
+    assert verify_store(store, read.append) == []
     assert read == sorted(read)
     assert read[-1] >= sum(store.index.files.values()) * 0.9
 
@@ -130,7 +132,7 @@ def test_no_full_leaves_the_full_weights_out(tmp_path: Path, store: ShardStore) 
     small = write(tmp_path / "small", full=False)
     assert FULL not in small.fidelities
     assert store.fidelities == FIDELITIES
-    assert small.verify() == []
+    assert verify_store(small) == []
     assert (small.layouts[0].piece_bytes[FULL_PIECE] == 0).all()
     assert sum(small.index.files.values()) < sum(store.index.files.values())
 
@@ -158,7 +160,7 @@ def test_verify_finds_one_flipped_bit_in_any_file(tmp_path: Path, store: ShardSt
     raw = bytearray((path / name).read_bytes())
     raw[-BLOCK if name.startswith("shards") else -3] ^= 4
     (path / name).write_bytes(raw)
-    damage = ShardStore.open(path).verify()
+    damage = verify_store(ShardStore.open(path))
     assert len(damage) == 1
     assert damage[0].file == name
 
@@ -259,15 +261,6 @@ def test_an_interrupted_write_leaves_nothing_that_opens(tmp_path: Path, how: sig
         assert list(tmp_path.iterdir()) == []
 
 
-def test_index_round_trip(store: ShardStore) -> None:
-    from sti_hf.shards.store import StoreIndex
-
-    again = StoreIndex.from_json(store.index.to_json())
-    assert again.to_json() == store.index.to_json()
-    assert np.array_equal(again.checksums, store.index.checksums)
-    assert again.tables == store.index.tables
-
-
 def test_a_relative_path_survives_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written = write(Path("store"))
@@ -276,4 +269,4 @@ def test_a_relative_path_survives_a_change_of_folder(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path / "elsewhere")
     for store in (written, opened):
         assert store.path == tmp_path / "store"
-        assert store.verify() == []
+        assert verify_store(store) == []

@@ -36,6 +36,11 @@ class RowGatheredEmbedding(StoredPart, nn.Module):
         self.__dict__["_weightless"] = None if type(embedding) is nn.Embedding else _weightless(embedding)
 
     @property
+    def key(self) -> tuple[Forwards, str]:
+        """What tells its table from others: of which stack it is, and its name."""
+        return self._forwards, self.table
+
+    @property
     def weight(self) -> Tensor:
         """All rows `[num_embeddings, embedding_dim]`, read from the store for this call: a copy."""
         every = np.arange(self.num_embeddings)

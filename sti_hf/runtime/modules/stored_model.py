@@ -31,8 +31,8 @@ def num_parameters(model: Any, only_trainable: bool = False, exclude_embeddings:
         return 0
     modules = list(model.modules())
     resident = {id(each): each.numel() for each in model.parameters()}
-    embedded = {each.table: each.num_embeddings * each.embedding_dim for each in modules if _is_gathered(each)}
-    tables = {each.table: each.out_features * each.in_features for each in modules if _is_streamed(each)}
+    embedded = {each.key: each.num_embeddings * each.embedding_dim for each in modules if _is_gathered(each)}
+    tables = {each.key: each.out_features * each.in_features for each in modules if _is_streamed(each)}
     if exclude_embeddings:
         for embedding in modules:
             if isinstance(embedding, nn.Embedding):
@@ -40,8 +40,8 @@ def num_parameters(model: Any, only_trainable: bool = False, exclude_embeddings:
         tables = {name: count for name, count in tables.items() if name not in embedded}
     else:
         tables |= embedded
-    grid_weights: int = model.sti.store.grid.weights
-    return sum(resident.values()) + sum(tables.values()) + grid_weights
+    stored: int = model.sti.stored_weights
+    return sum(resident.values()) + sum(tables.values()) + stored
 
 
 def get_memory_footprint(model: Any, return_buffers: bool = True) -> int:

@@ -20,6 +20,11 @@ class StreamedDecoder(StoredPart, nn.Module):
         self._forwards = forwards
 
     @property
+    def key(self) -> tuple[Forwards, str]:
+        """What tells its table from others: of which stack it is, and its name."""
+        return self._forwards, self.table
+
+    @property
     def weight(self) -> Tensor:
         """All rows `[out_features, in_features]`, read from the store for this call: a copy."""
         return self._forwards.tables[self.table].read(np.arange(self.out_features))

@@ -103,7 +103,7 @@ class Placement:
     ) -> None:
         self.store = store
         self.refined = wanted is not None
-        self.files = {path: index for index, path in enumerate(dict.fromkeys(store.index.layer_files))}
+        self.files = {path: index for index, path in enumerate(dict.fromkeys(store.stack.layer_files))}
         layouts = [store.layouts[layer] for layer in plan.layers]
         needed = [layout.pieces_of(plan.bits[layer]) for layout, layer in zip(layouts, plan.layers)]
         held = _Pieces(layouts, [pieces & plan.preloaded_pieces[layer] for pieces, layer in zip(needed, plan.layers)])
@@ -183,7 +183,7 @@ class Placement:
         request_of = ((completed >= starts) & (completed < ends)).argmax(axis=1)
         places = image.place(starts)
         requests = np.empty(len(starts), dtype=native.REQUEST)
-        requests["file"] = self.files[self.store.index.layer_files[placed.layer]]
+        requests["file"] = self.files[self.store.stack.layer_files[placed.layer]]
         requests["offset"], requests["length"] = starts, ends - starts
         requests["target"] = location(buffer, places)
         requests["step"] = step
@@ -197,7 +197,7 @@ class Placement:
         pieces = np.empty(np.count_nonzero(present), dtype=native.PIECE)
         pieces["offset"], pieces["length"] = layout.piece_offset[present], layout.piece_bytes[present]
         pieces["target"] = location(buffer, image.place(pieces["offset"]))
-        pieces["crc32c"] = self.store.index.checksums[layer][present]
+        pieces["crc32c"] = self.store.stack.checksums[layer][present]
         return pieces
 
     def _free_after(self, step: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sti_hf import native
 from sti_hf.errors import SessionClosedError
+from sti_hf.runtime.reads.row_checksums import RowChecksums
 from sti_hf.shards.store import TABLES_FILE, ShardStore
 
 BLOCK_BYTES = 1 << 20
@@ -21,7 +22,7 @@ class Tables:
     """The tables of a store, by name."""
 
     def __init__(self, store: ShardStore, rate_limit: float = 0.0) -> None:
-        self._readers = {name: TableReader(store, name, rate_limit) for name in store.index.tables}
+        self._readers = {name: TableReader(store, name, rate_limit) for name in store.stack.tables}
 
     def __getitem__(self, name: str) -> TableReader:
         """Raises `SessionClosedError` after `close`."""
@@ -48,16 +49,21 @@ class TableReader:
     """Reads rows of one table of a store, each checked against its CRC-32C."""
 
     def __init__(self, store: ShardStore, name: str, rate_limit: float = 0.0) -> None:
-        self._store, self.table = store, store.index.tables[name]
+        self._store, self.table = store, store.stack.tables[name]
         self.dtype = getattr(torch, self.table.dtype)
-        self.bytes_read = 0
-        self._checksums = store.row_checksums(name)
+        self._rows_read = 0
         self._file = native.RowReader(str(store.path / TABLES_FILE), rate_limit=rate_limit)
+        self._checksums = RowChecksums(store, name, self._file)
 
     @property
     def resident_bytes(self) -> int:
         """Bytes that the reader keeps in memory."""
-        return self._checksums.nbytes
+        return self._checksums.resident_bytes
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that were read, of rows and of their checksums."""
+        return self._rows_read + self._checksums.bytes_read
 
     def read(self, rows: np.ndarray) -> Tensor:
         """The rows (int64 `[k]`, ascending) of the table: `[k, columns]` in its dtype."""
@@ -68,7 +74,7 @@ class TableReader:
         out = np.empty(len(rows) * size, dtype=np.uint8)
         offsets = self.table.offset + rows * size
         try:
-            self.bytes_read += self._file.read(offsets, size, out, self._checksums[rows], direct=direct)
+            self._rows_read += self._file.read(offsets, size, out, self._checksums.of(rows), direct=direct)
         except native.StreamError as error:
             self._store.check_not_replaced(error)
             raise

@@ -28,6 +28,7 @@ from sti_hf.planning.importance_file import best_first, profile_names, read_prof
 from sti_hf.profiling.submodels import coarse_grid
 from sti_hf.profiling.tasks import Task
 from sti_hf.shards.store import store_defaults
+from sti_hf.shards.verification import verify_store
 from tests.commands import Sti, done
 from tests.integrations.checkpoints import checkpoint
 from tests.models import HEADS, LAYERS
@@ -56,7 +57,7 @@ def test_profile_importance(sti: Sti, folder: Path, store: Path) -> None:
     with Image.open(printed["picture"]) as picture:
         assert picture.format == "PNG"
         assert picture.width > 300
-    assert opened.verify() == []
+    assert verify_store(opened) == []
     assert not list(resume_folder().glob("*")), "nothing is left to be taken up"
     shown = done(sti("profile-importance", store, *EXHAUSTIVE, "--dataset", folder / "data", "--name", "again")).out
     assert shown.startswith("again: exhaustive, 20 sentences, from 2 bits\n")
@@ -126,7 +127,7 @@ def test_plans_use_the_accuracy_of_submodels(sti: Sti, store: Path) -> None:
     opened = ShardStore.open(store)
     profile = ExhaustiveImportance(np.zeros((LAYERS, HEADS)), np.zeros((LAYERS, HEADS)), 2, 0.5, 0.7)
     accuracy = [[LAYERS, HEADS, 0.6], [2, 3, 0.9], [1, 4, 0.9]]
-    measured = {"slice_order": opened.index.slice_order, "bits": 6, "accuracy": accuracy}
+    measured = {"slice_order": opened.stack.slice_order, "bits": 6, "accuracy": accuracy}
     write_profile(opened, "mine", profile, {"submodels": [measured]})
     for importance, submodel in (("mine", [2, 3]), ("default", [LAYERS, HEADS])):
         plan = done(sti("plan", store, "--target-latency", "1s", "--importance", importance, "--json")).json
@@ -141,7 +142,7 @@ def test_reorder(sti: Sti, folder: Path, profiled: Path, tmp_path: Path) -> None
     accuracy = submodel_accuracy(before, read_profile(before, "sst2")[1])
     printed = done(sti("reorder", store, "--json")).json
     after = ShardStore.open(store)
-    assert printed["slice_order"] == [list(slices) for slices in after.index.slice_order] == order.tolist()
+    assert printed["slice_order"] == [list(slices) for slices in after.stack.slice_order] == order.tolist()
     assert np.array_equal(best_first(after, "sst2"), np.tile(np.arange(HEADS), (LAYERS, 1)))
     assert read_profile(after, "sst2")[0].distortion(np.full((LAYERS, HEADS), 3)) == pytest.approx(
         read_profile(before, "sst2")[0].distortion(np.full((LAYERS, HEADS), 3))
