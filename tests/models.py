@@ -20,11 +20,17 @@ _SIZES = {
     "hidden_size": HIDDEN,
     "intermediate_size": FFN,
 }
-GATED = frozenset({"nomic_bert", "gte", "eurobert", "modernbert", "gemma3_text"})
+_LLAMAS = ("llama", "smollm3", "mistral", "qwen2", "qwen3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
+DECODERS = (*_LLAMAS, "gpt2", "gpt_neox", "opt")
+"""Families of language models."""
+
+GATED = frozenset({"nomic_bert", "gte", "eurobert", "modernbert", *_LLAMAS})
 """Families whose FFNs have a gate."""
 
-KEY_VALUE_HEADS = {"eurobert": 2, "gemma3_text": 2}
+KEY_VALUE_HEADS = {"eurobert": 2, **dict.fromkeys(_LLAMAS, 2)}
 """Of families whose query heads share keys and values."""
+
+_SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
 _IMAGES = {**_SIZES, "image_size": 16, "patch_size": 8}
 IMAGE_FAMILIES = (
@@ -50,16 +56,19 @@ _FAMILY = {
         "position_biased_input": False,
         "norm_rel_ebd": "layer_norm",
     },
-    "gemma3_text": {
-        **_SIZES,
-        "num_key_value_heads": 2,
-        "head_dim": HIDDEN // HEADS,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "sliding_window": 8,
-        "use_bidirectional_attention": True,
-        "bos_token_id": 2,
-        "eos_token_id": 2,
+    **{
+        name: {
+            **_SIZES,
+            "num_key_value_heads": 2,
+            "head_dim": HIDDEN // HEADS,
+            "bos_token_id": 2,
+            "eos_token_id": 2,
+            **(_SLIDING if name in ("gemma2", "gemma3_text") else {}),
+        }
+        for name in _LLAMAS
     },
+    "gpt2": {"n_layer": LAYERS, "n_head": HEADS, "n_embd": HIDDEN, "n_inner": FFN, "n_positions": POSITIONS},
+    "opt": {**_SIZES, "ffn_dim": FFN, "word_embed_proj_dim": HIDDEN},
     "electra": {**_SIZES, "embedding_size": 16},
     "modernbert": {
         **_SIZES,
@@ -90,17 +99,21 @@ def _task_heads(model_type: str) -> list[type[PreTrainedModel]]:
     modeling = importlib.import_module(config_module.replace(".configuration_", ".modeling_"))
     public = (getattr(modeling, name) for name in modeling.__all__ if not name.endswith("PreTrainedModel"))
     models = [item for item in public if isinstance(item, type) and issubclass(item, PreTrainedModel)]
-    return [
+    heads = [
         item
         for item in models
         if item.config_class.model_type == model_type and not item.__name__.endswith("Backbone")
     ]
+    # The other heads of language models are Llama's, the same code in every family.
+    few = model_type in DECODERS and model_type != "llama"
+    return [head for head in heads if not few or head.__name__.endswith(("Model", "ForCausalLM"))]
 
 
 TASK_HEADS: dict[str, list[type[PreTrainedModel]]] = {
     name: _task_heads(name) for name in supported_model_types() if name not in STACKED
 }
-"""Every stock model class of each supported `model_type` with one stack, the base model included."""
+"""Every stock model class of each supported `model_type` with one stack, the base model included; of most
+language models only that and the one that generates."""
 
 
 FAMILIES = sorted(TASK_HEADS)
@@ -126,7 +139,9 @@ def tiny_model(model_class: type[PreTrainedModel], seed: int = 0, **overrides: A
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2, generator=generator)
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
+            name = type(module).__name__
+            # Gemma's norms add the one themselves.
+            if isinstance(module, nn.LayerNorm) or (name.endswith("RMSNorm") and not name.startswith("Gemma")):
                 module.weight.add_(1.0)
     return model
 

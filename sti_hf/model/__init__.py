@@ -11,10 +11,13 @@ from sti_hf.model.families.deberta_v2 import DebertaV2
 from sti_hf.model.families.distilbert import DistilBert
 from sti_hf.model.families.electra import Electra
 from sti_hf.model.families.ernie import Ernie
-from sti_hf.model.families.gemma3_text import Gemma3Text
+from sti_hf.model.families.gpt2 import GPT2
+from sti_hf.model.families.gpt_neox import GPTNeoX
 from sti_hf.model.families.layoutlm import LayoutLM
+from sti_hf.model.families.llama import Llama, Phi3
 from sti_hf.model.families.modernbert import ModernBert
 from sti_hf.model.families.mpnet import MPNet
+from sti_hf.model.families.opt import OPT
 from sti_hf.model.families.roberta import Roberta
 from sti_hf.model.families.rotary import EuroBert, JinaEmbeddingsV3, RotaryEncoder
 from sti_hf.model.families.towers import ClipVision, Dinov2, Dinov3, SiglipVision, TextTower, ViT
@@ -45,11 +48,15 @@ FAMILIES: tuple[Architecture, ...] = (
     Electra(),
     Ernie(),
     EuroBert(),
-    Gemma3Text(),
+    GPT2(),
+    GPTNeoX(),
     JinaEmbeddingsV3(),
     LayoutLM(),
+    Llama(),
     ModernBert(),
     MPNet(),
+    OPT(),
+    Phi3(),
     Roberta(),
     RotaryEncoder(),
     SiglipVision(),

@@ -44,13 +44,17 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Fused:
-    """An `nn.Linear` of a layer that computes several matrices at once. Theirs are the modules `module.name`."""
+    """A linear of a layer that computes several matrices at once, or one that is transposed (`Conv1D`). Theirs are the
+    modules `module.name`."""
 
     module: str
     """Its path inside a layer, such as "attn.Wqkv"."""
 
     names: tuple[str, ...]
     """Of the matrices, in the order of its rows."""
+
+    by_head: bool = False
+    """The rows are those of the first head, of all its matrices, then those of the second .."""
 
     def matrices(self) -> tuple[Matrix, ...]:
         """Its matrices."""
@@ -147,10 +151,7 @@ class Architecture:
         """
         hidden, heads = config.hidden_size, config.num_attention_heads
         slices = getattr(config, "num_key_value_heads", None) or heads
-        head_size = getattr(config, "head_dim", None)
-        if head_size is None:
-            _check_cut("hidden_size", hidden, heads)
-            head_size = hidden // heads
+        head_size = self.head_size(config)
         _check_cut("num_attention_heads", heads, slices)
         ffn = self.ffn_neurons(config)
         _check_cut(self.ffn_size, ffn, slices)
@@ -160,6 +161,13 @@ class Architecture:
         rows = tuple((matrix.name, sizes.get(matrix.name, ffn) // slices) for matrix in self.matrices)
         return Grid(layers=config.num_hidden_layers, slices=slices, row_length=hidden, rows=rows)
 
+    def head_size(self, config: PreTrainedConfig) -> int:
+        """Rows of a query head."""
+        own = getattr(config, "head_dim", None)
+        if own is None:
+            _check_cut("hidden_size", config.hidden_size, config.num_attention_heads)
+        return int(own or config.hidden_size // config.num_attention_heads)
+
     def ffn_neurons(self, config: PreTrainedConfig) -> int:
         """FFN neurons of a layer."""
         return int(getattr(config, self.ffn_size))
@@ -167,7 +175,8 @@ class Architecture:
     def fused_sizes(self, config: PreTrainedConfig, fused: Fused) -> dict[str, int]:
         """Rows of each matrix of a fused linear."""
         grid = self.grid(config)
-        return {name: grid.slices * grid.matrix_rows[name] for name in fused.names}
+        rows = {name: grid.slices * grid.matrix_rows[name] for name in fused.names}
+        return {name: grid.row_length if name in CUT_BY_COLUMNS else count for name, count in rows.items()}
 
     def embeddings(self, config: PreTrainedConfig) -> dict[str, str]:
         """The `tables` that a model of this configuration has."""

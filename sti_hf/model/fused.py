@@ -1,4 +1,5 @@
-"""Linears that compute several projections at once, as several linears and back."""
+"""Linears that compute several projections at once, and transposed ones (Transformers' `Conv1D`), as one `nn.Linear`
+for each projection and back."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from sti_hf.model.architecture import Architecture, Fused
 
@@ -17,24 +19,37 @@ if TYPE_CHECKING:
 
 
 class FusedLinear(nn.Module):
-    """What an `nn.Linear` computes, as several of its own: their outputs one behind the other."""
+    """What one linear computes, as an `nn.Linear` for each projection: their outputs one behind the other, or, where
+    they are fused by head, those of every head.
 
-    def __init__(self, parts: dict[str, nn.Module]) -> None:
+    `head_size` is the number of rows of a head where they are fused by head, else 0; `transposed` whether the one
+    linear was a `Conv1D`.
+    """
+
+    def __init__(self, parts: dict[str, nn.Module], head_size: int, transposed: bool) -> None:
         super().__init__()
+        self.head_size, self.transposed = head_size, transposed
         for name, part in parts.items():
             self.add_module(name, part)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[..., in_features]` to `[..., the sum of all out_features]`."""
-        return torch.cat([part(x) for part in self.children()], dim=-1)
+        outputs = [part(x) for part in self.children()]
+        if not self.head_size:
+            return torch.cat(outputs, dim=-1)
+        by_head = [output.unflatten(-1, (-1, self.head_size)) for output in outputs]
+        return torch.cat(by_head, dim=-1).flatten(-2)
 
 
 def split_fused(model: PreTrainedModel, architecture: Architecture) -> None:
-    """Makes each fused linear of a model one for each of its projections: views of its weight, nothing is copied."""
+    """Makes each fused linear of a model one for each of its projections: views of its weight; only of one that is
+    fused by head they are copies."""
     for layer, fused in _fused_of(model, architecture):
         linear = layer.get_submodule(fused.module)
         if not isinstance(linear, FusedLinear):
-            layer.set_submodule(fused.module, _split(linear, architecture.fused_sizes(model.config, fused)))
+            sizes = architecture.fused_sizes(model.config, fused)
+            head_size = architecture.head_size(model.config) if fused.by_head else 0
+            layer.set_submodule(fused.module, _split(linear, sizes, head_size))
 
 
 def join_fused(model: PreTrainedModel, architecture: Architecture) -> None:
@@ -61,37 +76,56 @@ def _fused_of(model: PreTrainedModel, architecture: Architecture) -> Iterator[tu
         yield from ((layer, fused) for layer in list(layers._modules.values()) for fused in architecture.fused)
 
 
-def _split(linear: Any, sizes: dict[str, int]) -> FusedLinear:
-    ends = torch.tensor(list(sizes.values())).cumsum(0).tolist()
+def _split(linear: Any, sizes: dict[str, int], head_size: int) -> FusedLinear:
+    transposed = isinstance(linear, Conv1D)
+    weight = linear.weight.detach().t() if transposed else linear.weight.detach()
+    weights = _parts_of(weight, list(sizes.values()), head_size)
+    no_biases = [None] * len(weights)
+    biases = no_biases if linear.bias is None else _parts_of(linear.bias.detach(), list(sizes.values()), head_size)
     parts: dict[str, nn.Module] = {}
-    for (name, size), end in zip(sizes.items(), ends):
-        part = nn.Linear(linear.in_features, size, bias=linear.bias is not None, device="meta")
-        part.weight = _part_of(linear.weight, end - size, end)
-        if linear.bias is not None:
-            part.bias = _part_of(linear.bias, end - size, end)
+    for name, own, bias in zip(sizes, weights, biases):
+        part = nn.Linear(weight.shape[1], len(own), bias=bias is not None, device="meta")
+        part.weight = nn.Parameter(own, requires_grad=linear.weight.requires_grad)
+        if bias is not None:
+            part.bias = nn.Parameter(bias, requires_grad=linear.bias.requires_grad)
         parts[name] = part
-    return FusedLinear(parts)
+    return FusedLinear(parts, head_size, transposed)
 
 
-def _part_of(whole: nn.Parameter, start: int, end: int) -> nn.Parameter:
-    return nn.Parameter(whole.detach()[start:end], requires_grad=whole.requires_grad)
+def _parts_of(whole: Tensor, sizes: list[int], head_size: int) -> list[Tensor]:
+    """The rows of each projection."""
+    if not head_size:
+        return list(whole.split(sizes))
+    by_head = whole.unflatten(0, (-1, len(sizes), head_size))
+    return [by_head[:, part].flatten(0, 1) for part in range(len(sizes))]
 
 
-def _joined(fused: FusedLinear) -> nn.Linear:
+def _joined(fused: FusedLinear) -> nn.Module:
     parts: list[Any] = list(fused.children())
-    out_features = sum(part.out_features for part in parts)
-    linear = nn.Linear(parts[0].in_features, out_features, bias=parts[0].bias is not None, device="meta")
-    linear.weight = _whole([part.weight for part in parts])
-    if parts[0].bias is not None:
-        linear.bias = _whole([part.bias for part in parts])
+    weight = _whole([part.weight for part in parts], fused.head_size)
+    bias = None if parts[0].bias is None else _whole([part.bias for part in parts], fused.head_size)
+    out_features, in_features = weight.shape
+    linear: Any
+    if fused.transposed:
+        with torch.device("meta"):
+            linear = Conv1D(out_features, in_features)
+        linear.weight = nn.Parameter(weight.detach().t(), requires_grad=weight.requires_grad)
+    else:
+        linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
+        linear.weight = weight
+    if bias is not None:
+        linear.bias = bias
     return linear
 
 
-def _whole(parts: list[nn.Parameter]) -> nn.Parameter:
+def _whole(parts: list[nn.Parameter], head_size: int) -> nn.Parameter:
     """The parts as one, which they are views of where nobody has changed them."""
     first = parts[0].detach()
     size = (sum(len(part) for part in parts), *first.shape[1:])
-    if not first.is_meta and all(_follow(before, after) for before, after in itertools.pairwise(parts)):
+    if head_size:
+        by_head = [part.detach().unflatten(0, (-1, 1, head_size)) for part in parts]
+        whole = torch.cat(by_head, dim=1).flatten(0, 2)
+    elif not first.is_meta and all(_follow(before, after) for before, after in itertools.pairwise(parts)):
         whole = first.as_strided(size, first.stride(), first.storage_offset())
     else:
         whole = torch.cat([part.detach() for part in parts])
@@ -99,5 +133,6 @@ def _whole(parts: list[nn.Parameter]) -> nn.Parameter:
 
 
 def _follow(before: Tensor, after: Tensor) -> bool:
+    """Whether the rows of one stand behind the other's."""
     same = before.untyped_storage().data_ptr() == after.untyped_storage().data_ptr()
-    return same and after.storage_offset() == before.storage_offset() + before.numel()
+    return same and after.storage_offset() == before.storage_offset() + len(before) * before.stride(0)

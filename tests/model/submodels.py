@@ -61,6 +61,7 @@ def silence(model: PreTrainedModel, layers: int, slices: int, orders: Sequence[S
     model = copy.deepcopy(model)
     architecture = get_architecture(model.config)
     keep_layers(model, layers)
+    split_fused(model, architecture)
     for layer, order in zip(model.base_model.get_submodule(architecture.layers), orders, strict=False):
         for matrix in architecture.matrices:
             if matrix.name in ("o", "down"):

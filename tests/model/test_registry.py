@@ -113,7 +113,6 @@ def test_some_kinds_are_told_why(config: Any, why: str) -> None:
         ("deberta-v2", {"share_att_key": False}, "share_att_key"),
         ("deberta-v2", {"conv_kernel_size": 3}, "convolution"),
         ("dinov2", {"use_swiglu_ffn": True}, "SwiGLU"),
-        ("gemma3_text", {"use_bidirectional_attention": False}, "as an encoder"),
         ("dinov3_vit", {"use_gated_mlp": True}, "gated"),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sti_hf.model import get_architecture
+from sti_hf.model.fused import split_fused
 from sti_hf.runtime import blocks
 from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.modules.elastic_linear import ElasticLinear
@@ -98,6 +99,7 @@ def test_submodel_is_the_stock_model_without_the_rest(
     got = model(**inputs, output_hidden_states=True)
 
     # Heads and neurons that do not run are made silent: their columns of o and down are zero.
+    split_fused(stock, architecture)
     modules = stock.base_model.get_submodule(architecture.layers)
     with torch.no_grad():
         for layer, module in enumerate(modules):

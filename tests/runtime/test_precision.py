@@ -36,7 +36,10 @@ def test_outputs_have_the_models_dtype(model_type: str, attention: str, tmp_path
         expected = stock(**inputs)
     assert {state.dtype for state in got.hidden_states} == {torch.float32}
     assert logits_of(got).dtype == torch.float32
-    assert (logits_of(got) - logits_of(expected)).abs().max() < 0.1
+    difference = (logits_of(got) - logits_of(expected)).abs() / logits_of(expected).abs().max().clamp(min=1)
+    if "attention_mask" in inputs and difference.dim() == 3:  # padding may see nothing at all, and says anything
+        difference = difference[inputs["attention_mask"] > 0]
+    assert difference.max() < 0.1
     model.sti.close()
 
 
