@@ -197,7 +197,8 @@ def draw_run(console: Console, task: str, answers: Sequence[dict[str, Any]], ses
     for answer in answers:
         _print(console, Text(answer["text"], style="bold"))
         _print(console, *(f"  {line}" for line in _answer(task, answer["output"])))
-        _print(console, Text(f"  {_ms(answer['seconds'])}, {_mb(answer['bytes_read'])} read", style="dim"))
+        token = " for the last token" if task == "text-generation" else ""
+        _print(console, Text(f"  {_ms(answer['seconds'])}, {_mb(answer['bytes_read'])} read{token}", style="dim"))
     sizes = session.memory()
     _print(console, "memory: " + ", ".join(f"{name} {_mb(size)}" for name, size in sizes.items()))
 
@@ -207,6 +208,8 @@ def _answer(task: str, output: list[Any]) -> list[str]:
         return [f"embedding of {len(output)} values: {', '.join(f'{value:.4f}' for value in output[:4])}, ..."]
     if task == "token-classification":
         return [f"{one['word']}: {one['entity']} {one['score']:.4f}" for one in output] or ["nothing found"]
+    if task == "text-generation":
+        return [str(one["generated_text"]) for one in output]
     # A masked language model gives, for several masked words, a list for each.
     groups = output if isinstance(output[0], list) else [output]
     names = ("label", "token_str")

@@ -13,6 +13,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    GPT2LMHeadModel,
     RobertaModel,
     pipeline,
 )
@@ -128,6 +129,20 @@ def test_run_a_masked_language_model(sti: Sti, tmp_path: Path) -> None:
     unmasked = sti("run", store, "a cold model")
     assert unmasked.status == 2
     assert "write [MASK] where one is missing" in unmasked.err
+
+
+def test_run_a_language_model(sti: Sti, tmp_path: Path) -> None:
+    source = checkpoint(GPT2LMHeadModel, tmp_path / "model")
+    store = shard_checkpoint(source, tmp_path / "store", quantizer="gobo").path
+    options = "--max-new-tokens", 3, "--strategy", "std_pipeline", "--fidelity", 32, "--target-latency", "9s"
+    printed = done(sti("run", store, "a cold model", *options, "--json")).json
+    build: Any = pipeline
+    write = build("text-generation", model=str(source))
+    expected = write("a cold model", max_new_tokens=3, do_sample=False, return_full_text=False)
+    assert printed["task"] == "text-generation"
+    assert printed["answers"][0]["output"] == expected
+    shown = done(sti("run", store, "a cold model", *options)).out
+    assert expected[0]["generated_text"].strip() in shown and "read for the last token" in shown
 
 
 def test_run_a_tagger(sti: Sti, tmp_path: Path) -> None:

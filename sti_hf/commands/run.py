@@ -21,10 +21,13 @@ PIPELINE_TASKS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
 }
 """Task of `sti run` by the ending of the model class; every other class gives embeddings."""
 
 EMBEDDING_TASK = "feature-extraction"
+GENERATION_TASK = "text-generation"
 
 
 def add(verbs: Any) -> None:
@@ -32,6 +35,7 @@ def add(verbs: Any) -> None:
     parser = add_verb(verbs, "run", run, "run texts through a store")
     add_config_options(parser)
     parser.add_argument("texts", metavar="TEXT", nargs="+")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=50, help="of language models, a text (50)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     model = _load(store, task, config, chosen)
     try:
         pipe = build_pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
-        answers = [_answer(pipe, text) for text in options.texts]
+        answers = [_answer(pipe, text, options.max_new_tokens) for text in options.texts]
         if options.json:
             print_json({"task": task, "answers": answers, "memory": model.sti.memory()})
         else:
@@ -92,9 +96,12 @@ def _tokens(tokenizer: Any, task: str, text: str) -> int:
     return len(tokenizer(text)["input_ids"])
 
 
-def _answer(pipe: Any, text: str) -> dict[str, Any]:
-    """What the pipeline says of a text, and what it took."""
-    output = pipe(text)
+def _answer(pipe: Any, text: str, max_new_tokens: int) -> dict[str, Any]:
+    """What the pipeline says of a text, and what the forward took: that of the last token, where it writes."""
+    if pipe.task == GENERATION_TASK:
+        output = pipe(text, max_new_tokens=max_new_tokens, do_sample=False, return_full_text=False)
+    else:
+        output = pipe(text)
     if pipe.task == EMBEDDING_TASK:
         output = [sum(column) / len(column) for column in zip(*output[0])]
     timeline = pipe.model.sti.last_run
