@@ -57,19 +57,22 @@ def measure_device(
     progress(f"layers ({path.dtype}, {path.gemm})")
     with running(store, load_model, path) as run:
         delay_per_byte = _measure_delay(run, rate_limit)
-        tokens, widths = run.token_counts(), run.widths()
-        compute = measure_compute(run, tokens, widths, store.fidelities)
+        short, long, widths = run.short(), run.long(), run.widths()
+        compute = measure_compute(run, short, long, widths, store.fidelities)
     weights = store.grid.slices * store.grid.slice_weights
     profile = DeviceProfile(
         request_seconds=request_seconds,
         bytes_per_second=bytes_per_second,
         row_seconds=row_seconds,
         delay_per_byte=delay_per_byte,
-        tokens=tuple(tokens),
+        tokens=tuple(workload.all_tokens for workload in short),
         widths=tuple(widths),
         layer_seconds=tuple(map(tuple, compute.layer.tolist())),
+        pairs=tuple(workload.pairs for workload in (short[-1], *long)),
+        attention_seconds=tuple(compute.attention.tolist()),
         decompress_seconds={bits: seconds / weights for bits, seconds in compute.decompress.items()},
-        fixed_seconds=tuple(compute.fixed.tolist()),
+        before_seconds=tuple(compute.before.tolist()),
+        after_seconds=tuple(compute.after.tolist()),
         compute_dtype=path.dtype,
         gemm=path.gemm,
     )

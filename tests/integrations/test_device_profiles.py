@@ -178,7 +178,7 @@ def test_a_whole_profile_that_cannot_be_right_is_measured_again(
 
 def test_profiles_of_the_time_when_any_was_kept_are_measured_again(store: ShardStore, machine: Machine) -> None:
     content = DEVICE.to_json()
-    path = put(device_profile_path(store, "auto"), content.replace('"version": 3', '"version": 2'))
+    path = put(device_profile_path(store, "auto"), content.replace('"version": 4', '"version": 3'))
     assert path.read_text() != content
     one_warning(store, f"{path} is measured again: ")
     assert machine.calls == ["auto"]
