@@ -123,15 +123,19 @@ def preloaded_plan(store: ShardStore, layers: int, width: int, bits: int) -> Exe
     return replace(preloaded_model(store.layouts, layers=layers, slices=width, bits=bits), strategy="sti")
 
 
-def _layer(run: RunTimeline) -> float:
-    """Seconds of a layer without decompression, with what there is to do from one layer to the next."""
+def _layers(run: RunTimeline) -> np.ndarray:
+    """Seconds of every layer but the last (of the only one), without decompression, with what there is to do from one
+    layer to the next."""
     if len(run.compute) == 1:
-        return float(run.compute[0])
-    return float(np.median(np.diff(run.start) - run.wait[1:] - run.decompress[:-1]))
+        return run.compute
+    return np.asarray(np.diff(run.start) - run.wait[1:] - run.decompress[:-1])
+
+
+def _layer(run: RunTimeline) -> float:
+    return float(np.median(_layers(run)))
 
 
 def _after(run: RunTimeline) -> float:
-    """Seconds of a forward that its layers do not take, nor reading, nor what comes before them; with what the first
-    layer takes longer than the others, since memory is new to it."""
-    layers = len(run.compute) * _layer(run) + float(run.decompress.sum())
-    return run.total - run.embedding - run.before - float(run.wait.sum()) - layers
+    """Seconds of a forward after its layers, with what the first one takes longer than the others, since memory is new
+    to it."""
+    return run.after + max(0.0, float(_layers(run)[0]) - _layer(run))
