@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,8 @@ def measure_compute(
     single longer sequences, whose attention counts, at all slices; and each of these fidelities once.
 
     What a long sequence takes more than as many tokens of short ones is its attention, and that of the short ones is
-    counted as 0: what they have of it grows with their tokens.
+    counted as 0: what they have of it grows with their tokens. Where they take longer, they count as the long one
+    does: one sequence is what most forwards have.
     """
     grid = [[Point(workload, width, BITS) for width in widths] for workload in short]
     attending = [Point(workload, widths[-1], BITS) for workload in long]
@@ -49,25 +50,26 @@ def measure_compute(
     points = dict.fromkeys([*(point for row in grid for point in row), *attending, *whole.values()])
     found = measure_until_consistent(measure, list(points))
     fastest = found.fastest
-    quantized = sorted(bits for bits in fidelities if bits != FULL)
-    rising = monotone(np.array([fastest[whole[bits]].decompress for bits in quantized]))
-    mended = dict(zip(quantized, rising.tolist()))
-    layer = monotone(np.array([[fastest[point].layer for point in row] for row in grid]))
+    layer = np.array([[fastest[point].layer for point in row] for row in grid])
+    tokens = [workload.all_tokens for workload in short]
+    for point in attending:
+        same = np.equal(tokens, point.workload.all_tokens)
+        layer[same, -1] = np.minimum(layer[same, -1], fastest[point].layer)
+    layer = monotone(layer)
+    linear = np.interp([workload.all_tokens for workload in long], tokens, layer[:, -1])
+    longer = np.array([fastest[point].layer for point in attending]) - linear
     return Compute(
         layer=layer,
-        attention=_attention(layer[:, -1], short, [fastest[point].layer for point in attending], long),
+        attention=np.concatenate(([0.0], monotone(np.maximum(longer, 0.0)))),
         before=monotone(np.array([fastest[row[-1]].before for row in grid])),
         after=monotone(np.array([fastest[row[-1]].after for row in grid])),
-        decompress={bits: mended.get(bits, fastest[point].decompress) for bits, point in whole.items()},
+        decompress=_rising({bits: fastest[point].decompress for bits, point in whole.items()}),
         busy=found.busy,
     )
 
 
-def _attention(
-    layer: np.ndarray, short: Sequence[Workload], attending: Sequence[float], long: Sequence[Workload]
-) -> np.ndarray:
-    """What each long sequence's layer (`attending`, seconds) takes longer than as many tokens of short ones, after a 0
-    for these. Their `layer` is float64 `[short]`."""
-    tokens = [workload.all_tokens for workload in short]
-    linear = np.interp([workload.all_tokens for workload in long], tokens, layer)
-    return np.concatenate(([0.0], monotone(np.maximum(np.array(attending) - linear, 0.0))))
+def _rising(decompress: Mapping[int, float]) -> dict[int, float]:
+    """Seconds by bits, none of which fall as bits rise; but for full fidelity."""
+    quantized = sorted(bits for bits in decompress if bits != FULL)
+    rising = monotone(np.array([decompress[bits] for bits in quantized]))
+    return {**decompress, **dict(zip(quantized, rising.tolist()))}

@@ -32,7 +32,7 @@ LoadModel = Callable[[STISession], PreTrainedModel]
 SHORTEST, SHORT = 16, 64
 """Tokens of texts, of which a batch is measured: their attention takes hardly any time."""
 
-LONG = (256, 512)
+LONG = (128, 512)
 """Tokens of texts that are measured one by one, for their attention."""
 
 TEXTS, IMAGES = (1, 2, 8), (1, 2, 4, 8)
