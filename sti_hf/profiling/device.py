@@ -6,8 +6,9 @@ layers in the elastic runtime, whose times the session keeps.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
@@ -23,6 +24,9 @@ from sti_hf.shards.store import ShardStore
 
 TYPICAL_TOKENS = 128
 DELAY_REPEATS = 6
+HOPELESS = 4
+"""Times as long as the fastest compute path: bfloat16 takes more where the processor has no instructions for it."""
+
 STEPS = 3
 """How often `measure_device` tells of its progress."""
 
@@ -80,8 +84,7 @@ def measure_device(
 
 
 def _fastest_path(store: ShardStore, load_model: LoadModel, compute_dtype: str) -> ComputePath:
-    """The path on which a layer, decompression included, takes the least time in its fastest pass. The passes of all
-    paths take turns: a machine that is busy for a while does not choose."""
+    """The path on which a layer, decompression included, takes the least time."""
     paths = available_paths(compute_dtype)
     if not paths:
         raise ConfigurationError(f"This machine cannot compute in {compute_dtype}: choose another compute_dtype.")
@@ -89,11 +92,17 @@ def _fastest_path(store: ShardStore, load_model: LoadModel, compute_dtype: str) 
         return paths[0]
     with ExitStack() as opened:
         runners = {path: opened.enter_context(running(store, load_model, path)) for path in paths}
-        passes = [
-            {path: run(run.whole_layer(TYPICAL_TOKENS)).seconds for path, run in runners.items()}
-            for _ in range(PASSES)
-        ]
-    return min(paths, key=lambda path: min(seconds[path] for seconds in passes))
+        return fastest(paths, lambda path: runners[path](runners[path].whole_layer(TYPICAL_TOKENS)).seconds)
+
+
+def fastest(paths: Sequence[ComputePath], measure: Callable[[ComputePath], float]) -> ComputePath:
+    """The path whose best of a few passes takes the fewest seconds, as `measure` finds them. The passes of all paths
+    take turns: a machine that is busy for a while does not choose. What is hopeless is not measured again."""
+    best = dict.fromkeys(paths, math.inf)
+    for _ in range(PASSES):
+        hopeful = [path for path in paths if best[path] <= HOPELESS * min(best.values())]
+        best |= {path: min(best[path], measure(path)) for path in hopeful}
+    return min(paths, key=best.__getitem__)
 
 
 def _measure_delay(run: Runner, rate_limit: float) -> float:

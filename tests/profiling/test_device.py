@@ -26,7 +26,7 @@ from sti_hf.integrations import device_profiles
 from sti_hf.integrations.device_profiles import device_profile_path
 from sti_hf.integrations.store_model import load_model_on
 from sti_hf.profiling import reads
-from sti_hf.profiling.device import STEPS, MeasuredDevice, measure_device
+from sti_hf.profiling.device import STEPS, MeasuredDevice, fastest, measure_device
 from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.quantizers import get_quantizer
@@ -150,6 +150,23 @@ def test_sessions_are_closed(store: ShardStore, monkeypatch: pytest.MonkeyPatch)
     for running in opened:
         with pytest.raises(RuntimeError, match="closed"):
             running.prefetch()
+
+
+def test_the_fastest_path_in_its_best_pass() -> None:
+    late, steady, hopeless = paths = [
+        ComputePath("float32", "onednn"),
+        ComputePath("float32", "default"),
+        ComputePath("bfloat16", "default"),
+    ]
+    seconds = {late: [3.9, 3.0, 0.9], steady: [1.0, 1.0, 1.0], hopeless: [4.1, 0.1, 0.1]}
+    asked: list[ComputePath] = []
+
+    def measured(path: ComputePath) -> float:
+        asked.append(path)
+        return seconds[path].pop(0)
+
+    assert fastest(paths, measured) == late
+    assert asked == [*paths, late, steady, late, steady]
 
 
 def test_a_dtype_that_this_machine_lacks(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
