@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import tempfile
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,7 +181,8 @@ def profiled(stores: dict[str, sti_hf.ShardStore]) -> dict[str, str]:
 
 def measured(cases: list[Case], chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of all cases, whose forwards take turns."""
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* than predicted")  # that is a row of the table here
         for case in cases:
             case.open(stack, chosen.bits)
         for _ in range(WARM_UP + chosen.runs):

@@ -104,12 +104,10 @@ class DeviceProfile:
     def gemm_seconds(self, workload: Workload, width: int) -> float:
         """Seconds of one layer's compute with `width` slices, without decompression.
 
-        Linear between the measured token counts, widths and pairs, and on along the outermost two beyond them. All
-        slices share in attention equally.
+        Linear between the measured token counts, widths and pairs, in proportion above the most, and as at the fewest
+        below them: so that no workload costs less than a smaller one. All slices share in attention equally.
         """
         by_width = _interpolate(workload.all_tokens, self.tokens, self._layer_seconds)
-        if not self.tokens[0] <= workload.all_tokens <= self.tokens[-1]:
-            by_width = np.maximum.accumulate(by_width)  # beyond the measured, lines of several widths may cross
         attention = float(_interpolate(workload.pairs, self.pairs, np.array(self.attention_seconds)))
         return float(_interpolate(width, self.widths, by_width)) + workload.batch * attention * width / self.widths[-1]
 
@@ -168,15 +166,14 @@ class DeviceProfile:
 
 
 def _interpolate(x: int, grid: Sequence[int], values: np.ndarray) -> np.ndarray:
-    """Values along axis 0 at x. Beyond the grid, never less than in proportion to its end."""
-    end = 0 if x < grid[0] else -1
-    proportional = values[end] * (x / grid[end])
-    if len(grid) == 1:
-        return proportional
-    left = min(max(int(np.searchsorted(grid, x)) - 1, 0), len(grid) - 2)
+    """Values along axis 0 at x. Lines beyond the grid would cross: what rises along the other axis must do so here."""
+    if x <= grid[0]:
+        return np.asarray(values[0])
+    if x >= grid[-1]:
+        return np.asarray(values[-1] * (x / grid[-1]))
+    left = int(np.searchsorted(grid, x)) - 1
     share = (x - grid[left]) / (grid[left + 1] - grid[left])
-    linear = values[left] + share * (values[left + 1] - values[left])
-    return linear if grid[0] <= x <= grid[-1] else np.maximum(linear, proportional)
+    return np.asarray(values[left] + share * (values[left + 1] - values[left]))
 
 
 def _measured(name: str, value: Any) -> float:

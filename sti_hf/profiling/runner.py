@@ -77,7 +77,7 @@ class Runner:
     def widths(self) -> list[int]:
         """The numbers of slices to measure at."""
         slices = self.store.grid.slices
-        return sorted({max(1, slices // 4), max(1, slices // 2), slices})
+        return sorted({1, max(1, slices // 2), slices})
 
     def whole_layer(self, tokens: int) -> Point:
         """All slices, at the batch whose tokens are nearest to these."""

@@ -82,6 +82,7 @@ def random_requests(count: int, shapes: Sequence[tuple[int, int]], seed: int) ->
             request_seconds=float(random.choice([0.0, 1e-4, 3e-4])),
             widths=(1, slices),
             layer_seconds=(np.array([[0.3, 1.0], [1.0, 3.0]]) * 3e-3 * random.random()).tolist(),
+            before_seconds=[(0.0, 1e-3, 1e-2)[index % 3]] * 2,
         )
         chosen = fidelities[random.integers(len(fidelities))]
         budget = int(random.choice([0, 50_000, 600_000]))
