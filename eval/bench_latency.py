@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -30,14 +31,16 @@ from sti_hf.planning.reads import PieceTable
 
 def pipeline_bound(store: sti_hf.ShardStore, profile: sti_hf.DeviceProfile, plan: sti_hf.ExecutionPlan) -> float:
     """Seconds that a plan's forward takes at least: the longest of all "IO up to layer l, compute from l on", with the
-    embedding rows before it and what is computed outside the layers after it."""
+    embedding rows before it and what is computed after the layers behind it; or of all compute."""
     pieces = PieceTable(store.layouts).take(plan.layers)
     executed = list(plan.layers)
     streamed = pieces.needed(plan.bits[executed]) & ~plan.preloaded_pieces[executed].reshape(len(executed), -1)
     io = profile.io_seconds(*pieces.reads(streamed)).cumsum()
     compute = plan.timeline.compute_end - plan.timeline.compute_start
-    rows = profile.embedding_seconds(plan.workload.tokens, store.row_bytes, store.position_bytes(plan.workload.tokens))
-    return float((io + compute[::-1].cumsum()[::-1]).max() + rows + profile.fixed_compute(plan.workload.tokens))
+    workload = plan.workload
+    rows = profile.embedding_seconds(workload.all_tokens, store.row_bytes, store.position_bytes(workload.tokens))
+    waiting = np.maximum(io, profile.before_layers(workload))
+    return float((waiting + compute[::-1].cumsum()[::-1]).max() + rows + profile.after_layers(workload))
 
 
 def cold_inferences(store: sti_hf.ShardStore, target: float, arguments: argparse.Namespace) -> dict[str, object]:

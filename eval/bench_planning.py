@@ -72,8 +72,11 @@ def profile_of(case: Case) -> DeviceProfile:
         tokens=(SEQ_LEN,),
         widths=(1, slices),
         layer_seconds=((case.layer_seconds / slices, case.layer_seconds),),
+        pairs=(SEQ_LEN**2,),
+        attention_seconds=(0.0,),
         decompress_seconds=dict.fromkeys(FIDELITIES, 1e-10),
-        fixed_seconds=(5e-3,),
+        before_seconds=(1e-3,),
+        after_seconds=(4e-3,),
         compute_dtype="bfloat16",
         gemm="none",
     )

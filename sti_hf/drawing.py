@@ -37,7 +37,8 @@ ASCII = str.maketrans("·░▒█┊─┴×", ".-d#|-+x")
 """For terminals and files that cannot show the others."""
 
 FIRST, LAST = "words", "the rest"
-"""Rows of the timeline before and after the layers: reading word embeddings; the head and all else."""
+"""Rows of the timeline before and after the layers: reading word embeddings, and what is computed of them or of
+images; the head and all else."""
 
 Span = tuple[str, float, float]
 """A sign, and from when to when it stands: seconds from the start of the forward."""
@@ -150,7 +151,10 @@ def _spans(plan: ExecutionPlan) -> dict[str, list[Span]]:
     timeline = plan.timeline
     labels = _labels(plan)
     spans: dict[str, list[Span]] = {
-        FIRST: [(READING, 0.0, float(timeline.io_start[0]))],
+        FIRST: [
+            (READING, 0.0, float(timeline.io_start[0])),
+            (COMPUTING, float(timeline.io_start[0]), timeline.ready),
+        ],
         LAST: [(COMPUTING, float(timeline.compute_end[-1]), timeline.end)],
     }
     for k, layer in enumerate(plan.layers):

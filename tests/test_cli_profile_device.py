@@ -8,6 +8,7 @@ import pytest
 from transformers import BertForSequenceClassification
 
 from sti_hf import DeviceProfile, ShardStore, shard_checkpoint
+from sti_hf.integrations.busy_profiles import busy_path
 from sti_hf.integrations.device_profiles import device_profile_path
 from sti_hf.profiling.device import MeasuredDevice
 from tests.commands import Sti, done
@@ -39,7 +40,10 @@ def test_profile_device(sti: Sti, store: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kept_before", "next_time"),
-    [(False, " and measured again next time."), (True, "; the one that was kept before stays.")],
+    [
+        (False, "so the profile is used for an hour only and measured again then."),
+        (True, "by this process only; the one that was kept before stays."),
+    ],
 )
 def test_profile_device_on_a_busy_machine(
     sti: Sti, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_before: bool, next_time: str
@@ -54,9 +58,10 @@ def test_profile_device_on_a_busy_machine(
     assert result.status == 0
     assert result.err.startswith("sti: warning: The machine was busy")
     assert result.err.count("\n") == 1
-    assert result.err.endswith(f"by this process only{next_time}\n")
-    assert result.out.splitlines()[-1] == "not kept"
-    assert device_profile_path(ShardStore.open(store), "float32").exists() is kept_before
+    assert result.err.endswith(f"{next_time}\n")
+    path = device_profile_path(ShardStore.open(store), "float32")
+    assert result.out.splitlines()[-1] == ("not kept" if kept_before else f"kept in {busy_path(path)}")
+    assert path.exists() is kept_before
 
 
 def test_profile_device_measures_every_time(sti: Sti, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

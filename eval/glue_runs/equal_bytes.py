@@ -20,8 +20,11 @@ SECOND_A_BYTE = DeviceProfile(
     tokens=(1,),
     widths=(1,),
     layer_seconds=((0.0,),),
+    pairs=(1,),
+    attention_seconds=(0.0,),
     decompress_seconds=dict.fromkeys(FIDELITIES, 0.0),
-    fixed_seconds=(0.0,),
+    before_seconds=(0.0,),
+    after_seconds=(0.0,),
     compute_dtype="float32",
     gemm="default",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,14 @@ def _show(store: ShardStore, profile: DeviceProfile, kept: Path | None) -> None:
         f"each MB delays compute by {profile.delay_per_byte * 1e12:.0f} us\n"
         f"compute: {profile.compute_dtype}, {profile.gemm} GEMM; one layer, {profile.widths[-1]} slices:"
     )
-    for tokens, row, fixed in zip(profile.tokens, profile.layer_seconds, profile.fixed_seconds):
-        console.print(f"  {tokens:>4} tokens: {row[-1] * 1e3:7.2f} ms (outside the layers {fixed * 1e3:.2f} ms)")
+    for tokens, row, before, after in zip(
+        profile.tokens, profile.layer_seconds, profile.before_seconds, profile.after_seconds
+    ):
+        outside = f"before the layers {before * 1e3:.2f} ms, after them {after * 1e3:.2f} ms"
+        console.print(f"  {tokens:>4} tokens: {row[-1] * 1e3:7.2f} ms ({outside})")
+    for pairs, seconds in zip(profile.pairs, profile.attention_seconds):
+        if seconds:
+            console.print(f"  attention of a sequence of {math.isqrt(pairs)} tokens: {seconds * 1e3:.2f} ms more")
     weights = store.grid.slices * store.grid.slice_weights
     times = "  ".join(f"{bits}: {each * weights * 1e3:.2f}" for bits, each in profile.decompress_seconds.items())
     console.print(f"decompressing a layer, ms by bits: {times}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -62,7 +63,7 @@ class StorePlanner:
             "profile": self.profile.to_json(),
             "config": config.to_dict(),
             "elastic": self.is_elastic,
-            "workload": [workload.tokens, workload.batch],
+            "workload": asdict(workload),
             "heads": [table.offset for table in self._heads],
         }
         return cached_plan(cache_home() / "plans", key, lambda: make_plan(self.request(config, workload)))

@@ -14,10 +14,12 @@ import numpy as np
 
 from sti_hf.errors import ProfileError
 from sti_hf.forking import cached_property
+from sti_hf.planning.workload import Workload
 from sti_hf.shards.layout import BLOCK, FIDELITIES
 
-VERSION = 3
-"""Since 3 a profile is only kept where its measurements agree: older ones may be of a busy machine."""
+VERSION = 4
+"""Since 4 attention is priced apart from what grows with all tokens, and what comes before the layers from what comes
+after them."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,14 @@ class DeviceProfile:
         bytes_per_second: rate of large direct reads, one after the other.
         row_seconds: seconds for one embedding row when rows are read in parallel, besides the bytes.
         delay_per_byte: seconds by which each byte read delays compute: both use the processors and the memory.
-        tokens, widths: ascending token counts and numbers of slices at which compute was measured.
-        layer_seconds: `[len(tokens)][len(widths)]`, compute of one layer without decompression.
+        tokens, widths: ascending token counts, of all sequences together, and numbers of slices at which compute was
+            measured.
+        layer_seconds: `[len(tokens)][len(widths)]`, compute of one layer on short sequences, without decompression.
+        pairs: ascending numbers of pairs of tokens (`Workload.pairs`) at which attention was measured.
+        attention_seconds: `[len(pairs)]`, what the attention of one sequence adds to a layer of all slices.
         decompress_seconds: seconds for one weight, by fidelity in bits.
-        fixed_seconds: `[len(tokens)]`, all of a forward that is neither a layer nor reading embedding rows.
+        before_seconds, after_seconds: `[len(tokens)]`, of a forward before its first layer, without reading embedding
+            rows, and after its last.
         compute_dtype, gemm: with what the compute was measured.
 
     Raises `ValueError` for a number that is negative or not finite, and for shapes that do not fit.
@@ -45,8 +51,11 @@ class DeviceProfile:
     tokens: tuple[int, ...]
     widths: tuple[int, ...]
     layer_seconds: tuple[tuple[float, ...], ...]
+    pairs: tuple[int, ...]
+    attention_seconds: tuple[float, ...]
     decompress_seconds: Mapping[int, float]
-    fixed_seconds: tuple[float, ...]
+    before_seconds: tuple[float, ...]
+    after_seconds: tuple[float, ...]
     compute_dtype: str
     gemm: str
 
@@ -55,14 +64,18 @@ class DeviceProfile:
             object.__setattr__(self, name, _measured(name, getattr(self, name)))
         if self.bytes_per_second == 0:
             raise ProfileError("bytes_per_second of a device profile must be positive.")
-        for name in ("tokens", "widths"):
+        for name in ("tokens", "widths", "pairs"):
             object.__setattr__(self, name, _ascending(name, getattr(self, name)))
         rows = tuple(_measured_row("layer_seconds", row, len(self.widths)) for row in self.layer_seconds)
         if len(rows) != len(self.tokens):
             raise ProfileError(f"layer_seconds must have {len(self.tokens)} rows, one a token count, not {len(rows)}.")
         object.__setattr__(self, "layer_seconds", rows)
-        fixed = _measured_row("fixed_seconds", self.fixed_seconds, len(self.tokens))
-        object.__setattr__(self, "fixed_seconds", fixed)
+        for name, grid in (
+            ("attention_seconds", self.pairs),
+            ("before_seconds", self.tokens),
+            ("after_seconds", self.tokens),
+        ):
+            object.__setattr__(self, name, _measured_row(name, getattr(self, name), len(grid)))
         unknown = set(self.decompress_seconds) - set(FIDELITIES)
         if unknown:
             raise ProfileError(f"decompress_seconds has a fidelity of {min(unknown)} bits; there are {FIDELITIES}.")
@@ -71,9 +84,10 @@ class DeviceProfile:
 
     @property
     def rises(self) -> bool:
-        """Whether a layer takes some time, and no less with more tokens or slices, as where the machine is free."""
-        seconds = self._layer_seconds
-        return bool((seconds > 0).all() and all((np.diff(seconds, axis=axis) >= 0).all() for axis in (0, 1)))
+        """Whether a layer takes some time, and nothing takes less time with more tokens or slices."""
+        layers = self._layer_seconds
+        each = (layers, layers.T, *map(np.array, (self.attention_seconds, self.before_seconds, self.after_seconds)))
+        return bool((layers > 0).all() and all((np.diff(seconds, axis=0) >= 0).all() for seconds in each))
 
     @cached_property
     def _layer_seconds(self) -> np.ndarray:
@@ -87,13 +101,15 @@ class DeviceProfile:
         """Seconds by which reading this many bytes delays compute: a number, or an array."""
         return num_bytes * self.delay_per_byte
 
-    def gemm_seconds(self, tokens: int, width: int) -> float:
+    def gemm_seconds(self, workload: Workload, width: int) -> float:
         """Seconds of one layer's compute with `width` slices, without decompression.
 
-        Linear between the measured token counts and widths, and on along the outermost two beyond them.
+        Linear between the measured token counts, widths and pairs, in proportion above the most, and as at the fewest
+        below them: so that no workload costs less than a smaller one. All slices share in attention equally.
         """
-        by_width = _interpolate(tokens, self.tokens, self._layer_seconds)
-        return float(_interpolate(width, self.widths, by_width))
+        by_width = _interpolate(workload.all_tokens, self.tokens, self._layer_seconds)
+        attention = float(_interpolate(workload.pairs, self.pairs, np.array(self.attention_seconds)))
+        return float(_interpolate(width, self.widths, by_width)) + workload.batch * attention * width / self.widths[-1]
 
     def decompress_weight_seconds(self, bits: int) -> float:
         """Seconds to decompress one weight; raises `ValueError` where this fidelity was not measured."""
@@ -104,11 +120,11 @@ class DeviceProfile:
                 f"The device profile has no decompression time at {bits} bits; profile the device again."
             ) from None
 
-    def layer_compute(self, tokens: int, bits_row: Sequence[int], slice_weights: int) -> float:
+    def layer_compute(self, workload: Workload, bits_row: Sequence[int], slice_weights: int) -> float:
         """T_comp of one layer: its active slices (bits > 0, one entry a slice) decompressed and multiplied."""
         active = [int(bits) for bits in bits_row if bits]
         decompress = slice_weights * sum(map(self.decompress_weight_seconds, active))
-        return self.gemm_seconds(tokens, len(active)) + decompress
+        return self.gemm_seconds(workload, len(active)) + decompress
 
     def embedding_seconds(self, tokens: int, row_bytes: int, position_bytes: int = 0) -> float:
         """Seconds to read the embedding rows of `tokens` different tokens, all at once, and those of their positions,
@@ -123,9 +139,13 @@ class DeviceProfile:
         touched = row_bytes + BLOCK - math.gcd(row_bytes, BLOCK)
         return tokens * max(self.row_seconds, touched / self.bytes_per_second) + positions
 
-    def fixed_compute(self, tokens: int) -> float:
-        """Seconds of a forward outside the layers, without reading embedding rows."""
-        return float(_interpolate(tokens, self.tokens, np.array(self.fixed_seconds)))
+    def before_layers(self, workload: Workload) -> float:
+        """Seconds of a forward before its first layer, without reading embedding rows."""
+        return float(_interpolate(workload.all_tokens, self.tokens, np.array(self.before_seconds)))
+
+    def after_layers(self, workload: Workload) -> float:
+        """Seconds of a forward after its last layer."""
+        return float(_interpolate(workload.all_tokens, self.tokens, np.array(self.after_seconds)))
 
     def to_json(self) -> str:
         """The profile as JSON; `from_json` gives it back exactly."""
@@ -146,16 +166,14 @@ class DeviceProfile:
 
 
 def _interpolate(x: int, grid: Sequence[int], values: np.ndarray) -> np.ndarray:
-    """Values along axis 0 at x. Beyond the grid, never less than what proportion (below) or the end (above) gives."""
-    proportional = values[0] * (x / grid[0])
-    if len(grid) == 1:
-        return proportional
-    left = min(max(int(np.searchsorted(grid, x)) - 1, 0), len(grid) - 2)
+    """Values along axis 0 at x. Lines beyond the grid would cross: what rises along the other axis must do so here."""
+    if x <= grid[0]:
+        return np.asarray(values[0])
+    if x >= grid[-1]:
+        return np.asarray(values[-1] * (x / grid[-1]))
+    left = int(np.searchsorted(grid, x)) - 1
     share = (x - grid[left]) / (grid[left + 1] - grid[left])
-    linear = values[left] + share * (values[left + 1] - values[left])
-    if x < grid[0]:
-        return np.maximum(linear, proportional)
-    return np.maximum(linear, values[-1]) if x > grid[-1] else linear
+    return np.asarray(values[left] + share * (values[left + 1] - values[left]))
 
 
 def _measured(name: str, value: Any) -> float:

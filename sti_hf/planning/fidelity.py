@@ -8,7 +8,7 @@ import numpy as np
 
 from sti_hf.planning.importance import Unit
 from sti_hf.planning.preload import PlannedReads
-from sti_hf.planning.submodel import Submodel, accumulated_io_budget
+from sti_hf.planning.submodel import Submodel, budget_left
 from sti_hf.shards.layout import BLOCK, FIDELITIES, kinds_of
 
 _KINDS = {bits: frozenset(kinds_of(bits)) for bits in FIDELITIES}
@@ -55,8 +55,7 @@ class Fidelities:
         if limit is not None and max(reads.blocks for reads in self._reads.streamed) * BLOCK > limit:
             return False
         if self._reserve < 0:
-            budget = accumulated_io_budget(self.request, self._compute + self._delay)
-            self._reserve = float((budget - self._io.cumsum()).min())
+            self._reserve = float(budget_left(self.request, self._compute + self._delay, self._io).min())
         return self._reserve >= 0
 
     def change(self, unit: Unit, bits: int) -> float:

@@ -15,7 +15,7 @@ from sti_hf.planning.timeline import Timeline
 from sti_hf.planning.workload import Workload
 from sti_hf.shards.layout import FIDELITIES, KINDS, kinds_of
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +127,9 @@ class ExecutionPlan:
             pieces = np.zeros((bits.shape[0], KINDS, bits.shape[1]), dtype=bool)
             pieces[tuple(np.array(values["preloaded_pieces"], dtype=np.int64).reshape(-1, 3).T)] = True
             times = values["timeline"]
-            arrays = {name: np.array(value, dtype=np.float64) for name, value in times.items() if name != "end"}
-            values["timeline"] = Timeline(**arrays, end=times["end"])
+            end, ready = times.pop("end"), times.pop("ready")
+            arrays = {name: np.array(value, dtype=np.float64) for name, value in times.items()}
+            values["timeline"] = Timeline(**arrays, end=end, ready=ready)
             values |= {"layers": tuple(values["layers"]), "fidelities": tuple(values["fidelities"])}
             values["workload"] = Workload(**values["workload"])
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:

@@ -89,7 +89,8 @@ class _Pipeline:
             compute.tolist(),
             self.decompress.tolist(),
             first_io=self.request.embedding_seconds,
-            fixed_seconds=self.request.fixed_seconds,
+            before=self.request.before_seconds,
+            after=self.request.after_seconds,
             staging_bytes=staging_bytes,
             overlap=self.overlap,
         )

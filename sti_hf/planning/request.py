@@ -53,8 +53,7 @@ class PlanRequest:
         memory_budget: bound of preload, staging and working buffer together, bytes; None for none.
         working_bytes: size of the working buffer for submodels of 1, 2, .. M slices; none given: 0.
 
-    Raises `PlanError` for a value that makes no sense or a fidelity that the store lacks, and `ProfileError` for one
-    that the profile lacks.
+    Raises `PlanError` for what makes no sense or the store lacks, `ProfileError` for a fidelity not in the profile.
     """
 
     layouts: tuple[LayerLayout, ...]
@@ -158,13 +157,18 @@ class PlanRequest:
         return self.profile.embedding_seconds(self.workload.all_tokens, self.row_bytes, self.position_bytes)
 
     @cached_property
-    def fixed_seconds(self) -> float:
-        """Compute outside the layers. Taken to follow them: where some comes first, a plan is only faster."""
-        return self.profile.fixed_compute(self.workload.all_tokens) + self.extra_seconds
+    def before_seconds(self) -> float:
+        """Compute before the first layer, on the embedding rows; shards are read meanwhile."""
+        return self.profile.before_layers(self.workload)
+
+    @cached_property
+    def after_seconds(self) -> float:
+        """Compute after the last layer."""
+        return self.profile.after_layers(self.workload) + self.extra_seconds
 
     def gemm_seconds(self, width: int) -> float:
         """Compute of one layer with `width` slices, without decompression."""
-        return self.profile.gemm_seconds(self.workload.all_tokens, width)
+        return self.profile.gemm_seconds(self.workload, width)
 
     @cached_property
     def shard_decompress(self) -> np.ndarray:

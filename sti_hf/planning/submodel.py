@@ -13,11 +13,20 @@ def accumulated_io_budget(request: PlanRequest, compute: np.ndarray) -> np.ndarr
     """AIB(l), seconds `[n]`: the IO time that there is for layers 0 to l (STI, section 5.2).
 
     `AIB(l) = slack + sum of compute of the layers before l`, slack being what T leaves after all `compute` (seconds
-    `[n]`, one a layer), what is outside the layers, and the embedding rows, which are read first. That is what is left
-    without the compute from layer l on. A plan keeps T if and only if for every l the IO of layers 0 to l fits AIB(l).
+    `[n]`, one a layer), what comes after the layers, and the embedding rows, which are read first. That is what is
+    left without the compute from layer l on. `budget_left` says whether a plan keeps T.
     """
-    budget = request.target_latency - ROUNDING - request.fixed_seconds - request.embedding_seconds
+    budget = request.target_latency - ROUNDING - request.after_seconds - request.embedding_seconds
     return budget - compute[::-1].cumsum()[::-1]
+
+
+def budget_left(request: PlanRequest, compute: np.ndarray, io: np.ndarray) -> np.ndarray:
+    """What the IO of layers 0 to l (`io`, seconds `[n]`, one a layer) leaves of AIB(l), seconds `[n]`.
+
+    No layer begins before all that comes ahead of the first is computed, however early its shards are there: that
+    takes as much of a budget as IO would. A plan keeps T if and only if nothing here is negative.
+    """
+    return accumulated_io_budget(request, compute) - np.maximum(io.cumsum(), request.before_seconds)
 
 
 class Submodel:
@@ -80,7 +89,7 @@ class Submodel:
         num_bytes, requests = self.streamed(bits)
         io = self.request.profile.io_seconds(num_bytes, requests)
         compute = self.gemm_seconds + self.decompress_seconds(bits) + self.request.profile.delay_seconds(num_bytes)
-        return accumulated_io_budget(self.request, compute) - io.cumsum()
+        return budget_left(self.request, compute, io)
 
     def latency(self, bits: np.ndarray) -> float:
         """Seconds of a forward whose reading never waits for room in the staging buffer."""

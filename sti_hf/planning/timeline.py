@@ -19,6 +19,7 @@ class Timeline:
         compute_start, compute_end: of its compute, decompression included.
         decompress: seconds of that which are decompression.
         end: of the forward, seconds.
+        ready: when all that comes before the first layer is computed, seconds.
     """
 
     io_start: np.ndarray
@@ -27,11 +28,12 @@ class Timeline:
     compute_end: np.ndarray
     decompress: np.ndarray
     end: float
+    ready: float = 0.0
 
     @property
     def wait(self) -> np.ndarray:
         """Seconds `[n]` that compute waits for each layer's reads."""
-        return self.compute_start - np.concatenate(([0.0], self.compute_end[:-1]))
+        return self.compute_start - np.concatenate(([self.ready], self.compute_end[:-1]))
 
     @classmethod
     def unknown(cls, layers: int) -> Timeline:
@@ -47,7 +49,8 @@ def simulate(
     decompress_seconds: Sequence[float],
     *,
     first_io: float,
-    fixed_seconds: float,
+    before: float,
+    after: float,
     staging_bytes: int,
     overlap: bool = True,
 ) -> Timeline:
@@ -59,7 +62,8 @@ def simulate(
         compute_seconds: `[n]`, of each layer, decompression included.
         decompress_seconds: `[n]`, of that for decompression.
         first_io: seconds to read the embedding rows, before anything else.
-        fixed_seconds: compute outside the layers, taken to follow them.
+        before: compute ahead of the first layer, on what `first_io` reads; shards are read meanwhile.
+        after: compute behind the last layer.
         staging_bytes: size of the staging buffer.
         overlap: False: no layer computes before all are read (load-then-execute).
     """
@@ -68,16 +72,16 @@ def simulate(
     io_end: list[float] = []
     start: list[float] = []
     end: list[float] = []
-    clock = first_io
+    clock, ready = first_io, first_io + before
     for k, seconds in enumerate(io_seconds):
         begin, clock = _read(k, clock, seconds, staged_bytes, places, end if overlap else [])
         io_start.append(begin)
         io_end.append(clock)
         if overlap:
-            start.append(max(clock, end[-1] if end else 0.0))
+            start.append(max(clock, end[-1] if end else ready))
             end.append(start[-1] + compute_seconds[k])
     for seconds in [] if overlap else compute_seconds:
-        start.append(end[-1] if end else clock)
+        start.append(end[-1] if end else max(clock, ready))
         end.append(start[-1] + seconds)
     return Timeline(
         io_start=np.array(io_start),
@@ -85,7 +89,8 @@ def simulate(
         compute_start=np.array(start),
         compute_end=np.array(end),
         decompress=np.array(decompress_seconds),
-        end=end[-1] + fixed_seconds,
+        end=end[-1] + after,
+        ready=ready,
     )
 
 

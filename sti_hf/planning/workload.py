@@ -13,21 +13,32 @@ SMALLEST_BUCKET = 16
 class Workload:
     """A batch of sequences of the same number of tokens, padding included.
 
-    Raises `PlanError` unless both are whole numbers of at least 1.
+    Args:
+        tokens: new ones, of each sequence.
+        batch: sequences.
+        cached: tokens of each sequence whose keys and values a cache has.
+
+    Raises `PlanError` unless these are whole numbers, of at least 1, 1 and 0.
     """
 
     tokens: int
     batch: int = 1
+    cached: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("tokens", self.tokens), ("batch", self.batch)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise PlanError(f"{name} of a workload must be a whole number of at least 1, not {value!r}.")
+        for name, value, least in (("tokens", self.tokens, 1), ("batch", self.batch, 1), ("cached", self.cached, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise PlanError(f"{name} of a workload must be a whole number of at least {least}, not {value!r}.")
 
     @property
     def all_tokens(self) -> int:
-        """Of all sequences together. This is what compute is priced by."""
+        """New tokens of all sequences together: linears, and all else that is done token by token, grow with them."""
         return self.tokens * self.batch
+
+    @property
+    def pairs(self) -> int:
+        """New tokens of a sequence times the tokens that they attend to: attention grows with them."""
+        return self.tokens * (self.tokens + self.cached)
 
     @staticmethod
     def bucket(tokens: int) -> int:
@@ -36,4 +47,5 @@ class Workload:
 
     def __str__(self) -> str:
         tokens = f"{self.tokens} token{'s' if self.tokens > 1 else ''}"
+        tokens += f" after {self.cached}" if self.cached else ""
         return tokens if self.batch == 1 else f"{self.batch} sequences of {tokens}"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sti_hf.planning import Workload
+
 PASSES = 3
 ROUNDS = 3
 """In which points are measured again, at most."""
@@ -32,22 +34,30 @@ RUNNING = 0.75
 
 @dataclass(frozen=True)
 class Point:
-    """What a forward is measured with: its tokens, and the slices of its layers and their bits."""
+    """What a forward is measured with: its workload, and the slices of its layers and their bits."""
 
-    tokens: int
+    workload: Workload
     width: int
     bits: int
+
+    def is_within(self, other: Point) -> bool:
+        """Whether the other one has no less to do, at the same bits: tokens, pairs that attend, slices."""
+        own, its = self.workload, other.workload
+        attending = own.batch * own.pairs <= its.batch * its.pairs
+        return own.all_tokens <= its.all_tokens and attending and self.width <= other.width and self.bits == other.bits
 
 
 @dataclass(frozen=True)
 class Measurement:
     """Medians of a few forwards at a point: seconds of a layer without decompression, of decompressing a layer, and of
-    the forward outside the layers; and the share of it for which its thread was running, not kept waiting by others.
+    the forward before and after its layers; and the share of it for which its thread was running, not kept waiting by
+    others.
     """
 
     layer: float
     decompress: float
-    fixed: float
+    before: float
+    after: float
     running: float
 
     @property
@@ -97,7 +107,8 @@ def _fastest(measured: Sequence[Measurement]) -> Measurement:
     return Measurement(
         layer=min(one.layer for one in measured),
         decompress=min(one.decompress for one in measured),
-        fixed=min(one.fixed for one in measured),
+        before=min(one.before for one in measured),
+        after=min(one.after for one in measured),
         running=min(measured, key=lambda one: one.seconds).running,
     )
 
@@ -111,8 +122,7 @@ def _doubtful(passes: Mapping[Point, Sequence[Measurement]]) -> set[Point]:
     }
     for small in passes:
         for large in passes:
-            contained = small.tokens <= large.tokens and small.width <= large.width and small.bits == large.bits
-            if contained and _exceeds(fastest[small].layer, fastest[large].layer):
+            if small.is_within(large) and _exceeds(fastest[small].layer, fastest[large].layer):
                 doubtful |= {small, large}
     return doubtful
 
@@ -125,9 +135,9 @@ def _are_neighbours(one: Point, other: Point, points: Sequence[Point]) -> bool:
     """Whether they are the same, or next to each other in tokens or in slices."""
     if one.bits != other.bits:
         return False
-    tokens = sorted({point.tokens for point in points})
+    tokens = sorted({point.workload.all_tokens for point in points})
     widths = sorted({point.width for point in points})
-    apart = abs(tokens.index(one.tokens) - tokens.index(other.tokens))
+    apart = abs(tokens.index(one.workload.all_tokens) - tokens.index(other.workload.all_tokens))
     return apart + abs(widths.index(one.width) - widths.index(other.width)) <= 1
 
 

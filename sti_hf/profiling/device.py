@@ -6,8 +6,9 @@ layers in the elastic runtime, whose times the session keeps.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
@@ -23,6 +24,9 @@ from sti_hf.shards.store import ShardStore
 
 TYPICAL_TOKENS = 128
 DELAY_REPEATS = 6
+HOPELESS = 4
+"""Times as long as the fastest compute path: bfloat16 takes more where the processor has no instructions for it."""
+
 STEPS = 3
 """How often `measure_device` tells of its progress."""
 
@@ -57,19 +61,22 @@ def measure_device(
     progress(f"layers ({path.dtype}, {path.gemm})")
     with running(store, load_model, path) as run:
         delay_per_byte = _measure_delay(run, rate_limit)
-        tokens, widths = run.token_counts(), run.widths()
-        compute = measure_compute(run, tokens, widths, store.fidelities)
+        short, long, widths = run.short(), run.long(), run.widths()
+        compute = measure_compute(run, short, long, widths, store.fidelities)
     weights = store.grid.slices * store.grid.slice_weights
     profile = DeviceProfile(
         request_seconds=request_seconds,
         bytes_per_second=bytes_per_second,
         row_seconds=row_seconds,
         delay_per_byte=delay_per_byte,
-        tokens=tuple(tokens),
+        tokens=tuple(workload.all_tokens for workload in short),
         widths=tuple(widths),
         layer_seconds=tuple(map(tuple, compute.layer.tolist())),
+        pairs=tuple(workload.pairs for workload in (short[-1], *long)),
+        attention_seconds=tuple(compute.attention.tolist()),
         decompress_seconds={bits: seconds / weights for bits, seconds in compute.decompress.items()},
-        fixed_seconds=tuple(compute.fixed.tolist()),
+        before_seconds=tuple(compute.before.tolist()),
+        after_seconds=tuple(compute.after.tolist()),
         compute_dtype=path.dtype,
         gemm=path.gemm,
     )
@@ -77,8 +84,7 @@ def measure_device(
 
 
 def _fastest_path(store: ShardStore, load_model: LoadModel, compute_dtype: str) -> ComputePath:
-    """The path on which a layer, decompression included, takes the least time in its fastest pass. The passes of all
-    paths take turns: a machine that is busy for a while does not choose."""
+    """The path on which a layer, decompression included, takes the least time."""
     paths = available_paths(compute_dtype)
     if not paths:
         raise ConfigurationError(f"This machine cannot compute in {compute_dtype}: choose another compute_dtype.")
@@ -86,11 +92,17 @@ def _fastest_path(store: ShardStore, load_model: LoadModel, compute_dtype: str) 
         return paths[0]
     with ExitStack() as opened:
         runners = {path: opened.enter_context(running(store, load_model, path)) for path in paths}
-        passes = [
-            {path: run(run.whole_layer(TYPICAL_TOKENS)).seconds for path, run in runners.items()}
-            for _ in range(PASSES)
-        ]
-    return min(paths, key=lambda path: min(seconds[path] for seconds in passes))
+        return fastest(paths, lambda path: runners[path](runners[path].whole_layer(TYPICAL_TOKENS)).seconds)
+
+
+def fastest(paths: Sequence[ComputePath], measure: Callable[[ComputePath], float]) -> ComputePath:
+    """The path whose best of a few passes takes the fewest seconds, as `measure` finds them. The passes of all paths
+    take turns: a machine that is busy for a while does not choose. What is hopeless is not measured again."""
+    best = dict.fromkeys(paths, math.inf)
+    for _ in range(PASSES):
+        hopeful = [path for path in paths if best[path] <= HOPELESS * min(best.values())]
+        best |= {path: min(best[path], measure(path)) for path in hopeful}
+    return min(paths, key=best.__getitem__)
 
 
 def _measure_delay(run: Runner, rate_limit: float) -> float:

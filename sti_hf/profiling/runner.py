@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sti_hf.config import STIConfig
 from sti_hf.model import get_architecture
-from sti_hf.planning import ExecutionPlan, OnePlan
+from sti_hf.planning import ExecutionPlan, OnePlan, Workload
 from sti_hf.planning.baselines import preloaded_model
 from sti_hf.profiling.compute import BITS
 from sti_hf.profiling.consistency import Measurement, Point
@@ -29,9 +29,14 @@ from sti_hf.shards.store import ShardStore
 LoadModel = Callable[[STISession], PreTrainedModel]
 """Builds the store's model on a session."""
 
-TOKENS = (16, 64, 128, 256, 512)
-BATCHES = (1, 2, 4, 8)
-"""Of images, whose tokens are always as many."""
+SHORTEST, SHORT = 16, 64
+"""Tokens of texts, of which a batch is measured: their attention takes hardly any time."""
+
+LONG = (128, 512)
+"""Tokens of texts that are measured one by one, for their attention."""
+
+TEXTS, IMAGES = (1, 2, 8), (1, 2, 4, 8)
+"""Batches. Images always have as many tokens, so that their attention grows with their number."""
 
 LAYERS = 4
 WARM_UP = 1
@@ -50,42 +55,50 @@ class Runner:
         takes_inputs = self._architecture.main_inputs[0] in inspect.signature(base.forward).parameters
         self._module: Any = base if takes_inputs else model
 
-    def token_counts(self) -> list[int]:
-        """The token counts to measure at, up to the model's longest input: attention's cost cannot be extrapolated."""
-        own = self._architecture.longest_input(self.model.config)
+    def short(self) -> list[Workload]:
+        """Batches of short texts, or of images, ascending in all tokens."""
+        longest = self._longest()
         if self._architecture.exact_tokens:
-            return [own * batch for batch in BATCHES]
-        longest = max(1, min(TOKENS[-1], own))
-        return [*(count for count in TOKENS if count < longest), longest]
+            return [Workload(longest, batch) for batch in IMAGES]
+        tokens = min(SHORT, longest)
+        shortest = [Workload(SHORTEST)] if tokens > SHORTEST else []
+        return [*shortest, *(Workload(tokens, batch) for batch in TEXTS)]
+
+    def long(self) -> list[Workload]:
+        """Single texts whose attention counts, up to the model's longest input; no images."""
+        if self._architecture.exact_tokens:
+            return []
+        counts = sorted({min(count, self._longest()) for count in LONG})
+        return [Workload(count) for count in counts if count >= 2 * SHORT]
+
+    def _longest(self) -> int:
+        return max(1, self._architecture.longest_input(self.model.config))
 
     def widths(self) -> list[int]:
         """The numbers of slices to measure at."""
         slices = self.store.grid.slices
-        return sorted({max(1, slices // 4), max(1, slices // 2), slices})
+        return sorted({1, max(1, slices // 2), slices})
 
     def whole_layer(self, tokens: int) -> Point:
-        """All slices, at the token count nearest to this."""
-        nearest = min(self.token_counts(), key=lambda count: abs(count - tokens))
+        """All slices, at the batch whose tokens are nearest to these."""
+        nearest = min(self.short(), key=lambda workload: abs(workload.all_tokens - tokens))
         return Point(nearest, self.store.grid.slices, BITS)
 
     def __call__(self, point: Point) -> Measurement:
         """Runs a few forwards at a point."""
         layers = 1 if point.bits == FULL else min(LAYERS, self.store.grid.layers)
         self.session.use(preloaded_plan(self.store, layers, point.width, point.bits))
-        inputs = self._inputs(point.tokens)
+        workload = point.workload
+        inputs = self._architecture.example_inputs(self.model.config, workload.batch, workload.tokens)
         timed = [self._run(inputs) for _ in range(WARM_UP + FORWARDS)][WARM_UP:]
         runs = [run for run, _ in timed]
         return Measurement(
-            layer=median(float(np.median(run.compute)) for run in runs),
+            layer=median(map(_layer, runs)),
             decompress=median(float(np.median(run.decompress)) for run in runs),
-            fixed=max(0.0, median(map(_outside, runs))),
+            before=max(0.0, median(run.before for run in runs)),
+            after=max(0.0, median(map(_after, runs))),
             running=median(cpu / (run.total - run.embedding - float(run.wait.sum())) for run, cpu in timed),
         )
-
-    def _inputs(self, tokens: int) -> dict[str, torch.Tensor]:
-        config, architecture = self.model.config, self._architecture
-        batch = tokens // architecture.longest_input(config) if architecture.exact_tokens else 1
-        return architecture.example_inputs(config, batch, tokens // batch)
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> tuple[RunTimeline, float]:
         """What a forward took, and the seconds for which this thread was running in it."""
@@ -110,8 +123,19 @@ def preloaded_plan(store: ShardStore, layers: int, width: int, bits: int) -> Exe
     return replace(preloaded_model(store.layouts, layers=layers, slices=width, bits=bits), strategy="sti")
 
 
-def _outside(run: RunTimeline) -> float:
-    """Seconds of a forward that its layers do not take, nor reading; with what the first layer takes longer than the
-    others, since memory is new to it."""
-    layers = len(run.compute) * float(np.median(run.compute)) + float(run.decompress.sum())
-    return run.total - run.embedding - float(run.wait.sum()) - layers
+def _layers(run: RunTimeline) -> np.ndarray:
+    """Seconds of every layer but the last (of the only one), without decompression, with what there is to do from one
+    layer to the next."""
+    if len(run.compute) == 1:
+        return run.compute
+    return np.asarray(np.diff(run.start) - run.wait[1:] - run.decompress[:-1])
+
+
+def _layer(run: RunTimeline) -> float:
+    return float(np.median(_layers(run)))
+
+
+def _after(run: RunTimeline) -> float:
+    """Seconds of a forward after its layers, with what the first one takes longer than the others, since memory is new
+    to it."""
+    return run.after + max(0.0, float(_layers(run)[0]) - _layer(run))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sti_hf.planning import ExecutionPlan
+from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.planning.cost import DeviceProfile
 from sti_hf.reporting.gather import Report
 from sti_hf.reporting.importance import Importance
@@ -23,7 +23,7 @@ DECIMALS = 4
 def content(report: Report) -> dict[str, Any]:
     """All that the page shows."""
     store, grid, device = report.store, report.grid, report.device
-    tokens = report.shown.workload.tokens
+    workload = report.shown.workload
     return {
         "name": store.path.resolve().name,
         "model": store.index.model_type,
@@ -31,14 +31,14 @@ def content(report: Report) -> dict[str, Any]:
         "layers": store.grid.layers,
         "slices": store.grid.slices,
         "bytes": sum(store.index.files.values()),
-        "tokens": tokens,
+        "tokens": workload.tokens,
         "device": {
             "bytesPerSecond": round(device.bytes_per_second),
             "dtype": device.compute_dtype,
             "gemm": device.gemm,
         },
         "heads": np.array(store.stack.slice_order).tolist(),
-        "importance": [_importance(each, store, device, tokens) for each in report.importance],
+        "importance": [_importance(each, store, device, workload) for each in report.importance],
         "plannedWith": report.planned_with,
         "latencies": [_ms(latency) for latency in grid.latencies],
         "budgets": list(grid.budgets),
@@ -49,7 +49,9 @@ def content(report: Report) -> dict[str, Any]:
     }
 
 
-def _importance(importance: Importance, store: ShardStore, device: DeviceProfile, tokens: int) -> dict[str, Any]:
+def _importance(
+    importance: Importance, store: ShardStore, device: DeviceProfile, workload: Workload
+) -> dict[str, Any]:
     facts = importance.facts
     return {
         "name": importance.name,
@@ -58,17 +60,17 @@ def _importance(importance: Importance, store: ShardStore, device: DeviceProfile
         "metric": facts.get("metric"),
         "worth": [[float(f"{value:.4g}") for value in row] for row in importance.worth.tolist()],
         "submodels": [
-            {"layers": n, "slices": m, "metric": metric, "latency": _preloaded_ms(store, device, tokens, n, m)}
+            {"layers": n, "slices": m, "metric": metric, "latency": _preloaded_ms(store, device, workload, n, m)}
             for (n, m), metric in sorted(importance.submodels.items())
         ],
     }
 
 
-def _preloaded_ms(store: ShardStore, device: DeviceProfile, tokens: int, depth: int, width: int) -> float:
+def _preloaded_ms(store: ShardStore, device: DeviceProfile, workload: Workload, depth: int, width: int) -> float:
     """What a forward of an n x m submodel takes that is in memory at 6 bits, the fidelity its metric is known for."""
-    layer = device.layer_compute(tokens, [PLANES] * width, store.grid.slice_weights)
-    rows = device.embedding_seconds(tokens, store.row_bytes, store.position_bytes(tokens))
-    return _ms(depth * layer + rows + device.fixed_compute(tokens))
+    layer = device.layer_compute(workload, [PLANES] * width, store.grid.slice_weights)
+    rows = device.embedding_seconds(workload.all_tokens, store.row_bytes, store.position_bytes(workload.tokens))
+    return _ms(rows + device.before_layers(workload) + depth * layer + device.after_layers(workload))
 
 
 def _plan(plan: ExecutionPlan) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def predicted_lanes(plan: ExecutionPlan) -> Lanes:
     """What a plan predicts, on a filled preload buffer."""
     times = plan.timeline
     disk = [Span(WORDS, OUTSIDE, 0.0, float(times.io_start[0]))]
-    processor: list[Span] = []
+    processor = [Span(WAITING, OUTSIDE, 0.0, float(times.io_start[0]))]
     for layer, read, done, wait, start, decompress, end in zip(
         plan.layers,
         times.io_start.tolist(),

@@ -44,6 +44,16 @@ class RunTimeline:
     target_latency: float = 0.0
 
     @property
+    def before(self) -> float:
+        """Seconds computed before the first layer: without reading embedding rows, and waiting for shards."""
+        return float(self.start[0] - self.wait[0]) - self.embedding
+
+    @property
+    def after(self) -> float:
+        """Seconds computed after the last layer."""
+        return self.total - float(self.start[-1] + self.decompress[-1] + self.compute[-1])
+
+    @property
     def kept_target(self) -> bool:
         """Whether it ended within T."""
         return self.total <= self.target_latency

@@ -37,8 +37,11 @@ DEVICE = DeviceProfile(
     tokens=(16, 128),
     widths=(1, 4),
     layer_seconds=((1e-4, 2e-4), (2e-4, 4e-4)),
+    pairs=(16**2, 128**2),
+    attention_seconds=(0.0, 1e-4),
     decompress_seconds={bits: 1e-10 for bits in (2, 3, 4, 5, 6, 32)},
-    fixed_seconds=(1e-4, 1e-4),
+    before_seconds=(5e-5, 5e-5),
+    after_seconds=(5e-5, 5e-5),
     compute_dtype="float32",
     gemm="default",
 )

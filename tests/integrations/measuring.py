@@ -14,7 +14,7 @@ from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.profiling.device import MeasuredDevice
 from tests.integrations.checkpoints import DEVICE
 
-BUSY = "The machine was busy while this device was profiled, so the profile is used by this process only"
+BUSY = "The machine was busy while this device was profiled, so the profile is used"
 
 
 class Machine:
@@ -41,9 +41,9 @@ def silent_profile(store: ShardStore, **options: Any) -> DeviceProfile:
         return device_profile(store, **options)
 
 
-def one_warning(store: ShardStore, sentence: str) -> DeviceProfile:
+def one_warning(store: ShardStore, sentence: str, **options: Any) -> DeviceProfile:
     with pytest.warns(UserWarning) as caught:
-        profile = device_profile(store)
+        profile = device_profile(store, **options)
     (message,) = [str(each.message) for each in caught]
     assert sentence in message
     assert "\n" not in message

@@ -22,7 +22,7 @@ from sti_hf.integrations.device_profiles import (
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.runtime.gemm import ComputePath
 from tests.integrations.checkpoints import DEVICE
-from tests.integrations.measuring import BUSY, Machine, one_warning, put, silent_profile
+from tests.integrations.measuring import Machine, one_warning, put, silent_profile
 
 
 @pytest.fixture
@@ -59,36 +59,6 @@ def test_one_profile_for_every_dtype_store_and_rate(
     monkeypatch.setenv("STI_READ_RATE", "1e8")
     paths.add(device_profile_path(store, "auto"))
     assert len(paths) == 7
-
-
-# A busy machine.
-
-
-def test_what_a_busy_machine_measured_is_for_this_process_only(store: ShardStore, machine: Machine) -> None:
-    machine.busy = True
-    first = one_warning(store, BUSY)
-    assert silent_profile(store) == first
-    assert not device_profile_path(store, "auto").exists()
-    assert kept_profile_path(store, "auto") is None
-    assert machine.calls == ["auto"]
-
-
-def test_measured_on_demand_when_the_machine_is_free_again(store: ShardStore, machine: Machine) -> None:
-    machine.busy = True
-    one_warning(store, BUSY)
-    machine.busy = False
-    free = silent_profile(store, measure=True)
-    assert silent_profile(store) == free
-    assert kept_profile_path(store, "auto") == device_profile_path(store, "auto")
-
-
-def test_a_busy_machine_does_not_replace_a_profile_that_is_kept(store: ShardStore, machine: Machine) -> None:
-    free = device_profile(store)
-    machine.busy = True
-    with pytest.warns(UserWarning, match=BUSY):
-        busy = device_profile(store, measure=True)
-    assert device_profile(store) == busy != free
-    assert DeviceProfile.from_json(device_profile_path(store, "auto").read_text()) == free
 
 
 # A profile that cannot be used.
@@ -178,7 +148,7 @@ def test_a_whole_profile_that_cannot_be_right_is_measured_again(
 
 def test_profiles_of_the_time_when_any_was_kept_are_measured_again(store: ShardStore, machine: Machine) -> None:
     content = DEVICE.to_json()
-    path = put(device_profile_path(store, "auto"), content.replace('"version": 3', '"version": 2'))
+    path = put(device_profile_path(store, "auto"), content.replace('"version": 4', '"version": 3'))
     assert path.read_text() != content
     one_warning(store, f"{path} is measured again: ")
     assert machine.calls == ["auto"]
@@ -190,22 +160,6 @@ def test_a_pipe_in_the_place_of_the_profile_is_not_waited_for(store: ShardStore,
     os.mkfifo(path)
     one_warning(store, f"{path} is measured again: It is not a file.")
     assert path.is_file()
-
-
-def test_a_busy_machine_says_what_becomes_of_it_next_time(store: ShardStore, machine: Machine) -> None:
-    machine.busy = True
-    one_warning(store, "by this process only and measured again next time.")
-    put(device_profile_path(store, "auto"), DEVICE.to_json())
-    with pytest.warns(UserWarning, match=r"by this process only; the one that was kept before stays\."):
-        device_profile(store, measure=True)
-
-
-def test_what_was_measured_is_kept_even_where_the_warning_is_an_error(store: ShardStore, machine: Machine) -> None:
-    machine.busy = True
-    with pytest.raises(UserWarning, match=BUSY):
-        silent_profile(store)
-    silent_profile(store)
-    assert machine.calls == ["auto"]
 
 
 # Rates.

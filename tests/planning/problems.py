@@ -43,8 +43,11 @@ def make_profile(**changes: Any) -> DeviceProfile:
         "tokens": (32, 128),
         "widths": (1, 4),
         "layer_seconds": ((4e-4, 1e-3), (1e-3, 4e-3)),
+        "pairs": (32**2, 128**2),
+        "attention_seconds": (0.0, 2e-4),
         "decompress_seconds": {2: 1.0e-10, 3: 1.2e-10, 4: 1.5e-10, 5: 1.9e-10, 6: 2.4e-10, 32: 2e-10},
-        "fixed_seconds": (2e-3, 5e-3),
+        "before_seconds": (1e-3, 2e-3),
+        "after_seconds": (1e-3, 3e-3),
         "compute_dtype": "bfloat16",
         "gemm": "onednn",
     }
@@ -79,6 +82,7 @@ def random_requests(count: int, shapes: Sequence[tuple[int, int]], seed: int) ->
             request_seconds=float(random.choice([0.0, 1e-4, 3e-4])),
             widths=(1, slices),
             layer_seconds=(np.array([[0.3, 1.0], [1.0, 3.0]]) * 3e-3 * random.random()).tolist(),
+            before_seconds=[(0.0, 1e-3, 1e-2)[index % 3]] * 2,
         )
         chosen = fidelities[random.integers(len(fidelities))]
         budget = int(random.choice([0, 50_000, 600_000]))
@@ -124,7 +128,7 @@ def naive_costs(request: PlanRequest, bits: np.ndarray, layers: Sequence[int]) -
         ranges = layout.read_ranges(layout.pieces_of(row) & ~preloaded)
         io.append(sum(profile.request_seconds + length / profile.bytes_per_second for _, length in ranges))
         delay = profile.delay_per_byte * sum(length for _, length in ranges)
-        compute.append(profile.layer_compute(request.workload.all_tokens, row, request.grid.slice_weights) + delay)
+        compute.append(profile.layer_compute(request.workload, row, request.grid.slice_weights) + delay)
     return io, compute
 
 
@@ -132,11 +136,11 @@ def naive_latency(request: PlanRequest, bits: np.ndarray, layers: Sequence[int])
     """Seconds of a forward, event by event, with room for all reads."""
     io, compute = naive_costs(request, bits, layers)
     reading = request.profile.embedding_seconds(request.workload.all_tokens, request.row_bytes)
-    computing = 0.0
+    computing = reading + request.profile.before_layers(request.workload)
     for seconds, work in zip(io, compute):
         reading += seconds
         computing = max(computing, reading) + work
-    return computing + request.profile.fixed_compute(request.workload.all_tokens) + request.extra_seconds
+    return computing + request.profile.after_layers(request.workload) + request.extra_seconds
 
 
 def blocks_simulation(
@@ -146,10 +150,11 @@ def blocks_simulation(
     places: Sequence[int],
     downwards: Sequence[bool],
     first_io: float,
+    before: float,
 ) -> tuple[list[float], list[float]]:
     """Ends of reads and of compute; every block of the staging buffer is written on its own, when it is free."""
     free_at = dict.fromkeys(range(10_000), 0.0)
-    clock, computed = first_io, 0.0
+    clock, computed = first_io, first_io + before
     read, done = [], []
     for seconds, size, work, place, down in zip(io_seconds, staged_bytes, compute_seconds, places, downwards):
         blocks = list(range(place // BLOCK, (place + size) // BLOCK))

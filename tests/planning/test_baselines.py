@@ -25,7 +25,8 @@ def plan_for(strategy: str, fidelity: int, target_latency: float = 1.0) -> Execu
 def test_load_then_execute(fidelity: int) -> None:
     plan = plan_for("load_exec", fidelity)
     io, compute = naive_costs(UNDELAYED, plan.bits, plan.layers)
-    expected = REQUEST.embedding_seconds + sum(io) + sum(compute) + REQUEST.fixed_seconds
+    reading = REQUEST.embedding_seconds + max(sum(io), REQUEST.before_seconds)
+    expected = reading + sum(compute) + REQUEST.after_seconds
     assert plan.predicted_latency == pytest.approx(expected)
     assert plan.staging_bytes == plan.streamed_bytes
     assert plan.timeline.compute_start[0] == plan.timeline.io_end[-1]
@@ -43,7 +44,8 @@ def test_standard_pipeline(fidelity: int) -> None:
 def test_preloaded_model(fidelity: int) -> None:
     plan = plan_for("preload", fidelity)
     _, compute = naive_costs(UNDELAYED, plan.bits, plan.layers)
-    expected = REQUEST.embedding_seconds + sum(compute) + REQUEST.fixed_seconds
+    outside = REQUEST.embedding_seconds + REQUEST.before_seconds + REQUEST.after_seconds
+    expected = outside + sum(compute)
     assert plan.predicted_latency == pytest.approx(expected)
     assert plan.preloaded.all()
     assert (plan.streamed_bytes, plan.staging_bytes) == (0, 0)

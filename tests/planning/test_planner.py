@@ -44,8 +44,10 @@ def simulated(plan: ExecutionPlan) -> float:
     ]
     places = place_layers(staged, plan.staging_bytes)
     downwards = [reads_downwards(position) for position in range(len(io))]
-    _, done = blocks_simulation(io, staged, compute, places, downwards, request.embedding_seconds)
-    return done[-1] + request.fixed_seconds
+    _, done = blocks_simulation(
+        io, staged, compute, places, downwards, request.embedding_seconds, request.before_seconds
+    )
+    return done[-1] + request.after_seconds
 
 
 plans = {
@@ -110,7 +112,9 @@ def test_memory_that_is_ample_leaves_nothing_to_stream() -> None:
     plan = plan_for(preload_budget=10**9, target_latency=9.0)
     assert (plan.streamed_bytes, plan.staging_bytes) == (0, 0)
     assert plan.preloaded.all()
-    assert plan.timeline.wait.sum() == pytest.approx(PROFILE.embedding_seconds(128, 1536))
+    assert plan.timeline.wait.sum() == pytest.approx(0.0)
+    ready = PROFILE.embedding_seconds(128, 1536) + PROFILE.before_layers(Workload(128))
+    assert plan.timeline.compute_start[0] == plan.timeline.ready == pytest.approx(ready)
 
 
 def test_whole_layers_from_the_first_are_raised_by_default() -> None:

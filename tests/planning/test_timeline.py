@@ -20,27 +20,28 @@ layers = st.lists(
 )
 
 
-@given(layers, st.integers(0, 40), st.floats(0, 1))
+@given(layers, st.integers(0, 40), st.floats(0, 1), st.floats(0, 3))
 @settings(deadline=None)
 def test_reads_wait_for_the_blocks_that_layers_before_them_hold(
-    costs: list[tuple[float, int, float, float]], extra_blocks: int, first_io: float
+    costs: list[tuple[float, int, float, float]], extra_blocks: int, first_io: float, before: float
 ) -> None:
     io, blocks, compute, share = (list(column) for column in zip(*costs))
     staged = [BLOCK * count for count in blocks]
     staging_bytes = max(staged) + BLOCK * extra_blocks
     decompress = [work * part for work, part in zip(compute, share)]
     timeline = simulate(
-        io, staged, compute, decompress, first_io=first_io, fixed_seconds=0.5, staging_bytes=staging_bytes
+        io, staged, compute, decompress, first_io=first_io, before=before, after=0.5, staging_bytes=staging_bytes
     )
     places = place_layers(staged, staging_bytes)
     downwards = [reads_downwards(position) for position in range(len(io))]
-    read, done = blocks_simulation(io, staged, compute, places, downwards, first_io)
+    read, done = blocks_simulation(io, staged, compute, places, downwards, first_io, before)
     assert timeline.io_end == pytest.approx(read)
     assert timeline.compute_end == pytest.approx(done)
     assert timeline.end == pytest.approx(done[-1] + 0.5)
     assert timeline.decompress.tolist() == decompress
     # Waiting and computing fill all the time up to the end of the layers.
-    assert timeline.wait.sum() + sum(compute) == pytest.approx(done[-1])
+    assert first_io + before + timeline.wait.sum() + sum(compute) == pytest.approx(done[-1])
+    assert timeline.ready == first_io + before
     assert (timeline.wait >= -1e-12).all()
     assert (timeline.io_start >= np.concatenate(([first_io], timeline.io_end[:-1])) - 1e-12).all()
     assert (timeline.io_end - timeline.io_start >= np.array(io) - 1e-12).all()
@@ -60,21 +61,23 @@ def test_layers_lie_inside_the_buffer_and_neighbours_apart_where_they_fit(blocks
         assert places == [sum(blocks[:k]) for k in range(len(blocks))]
 
 
-def test_load_then_execute_computes_after_the_last_read() -> None:
+@pytest.mark.parametrize(("before", "start"), [(0.25, 3.5), (3.0, 3.5), (3.5, 4.0)])
+def test_load_then_execute_computes_after_the_last_read(before: float, start: float) -> None:
     timeline = simulate(
         [1.0, 2.0],
         [BLOCK, BLOCK],
         [0.5, 0.25],
         [0.0, 0.0],
         first_io=0.5,
-        fixed_seconds=1.0,
+        before=before,
+        after=1.0,
         staging_bytes=2 * BLOCK,
         overlap=False,
     )
     assert timeline.io_end.tolist() == [1.5, 3.5]
-    assert timeline.compute_start.tolist() == [3.5, 4.0]
-    assert timeline.end == 5.25
-    assert timeline.wait.tolist() == [3.5, 0.0]
+    assert timeline.compute_start.tolist() == [start, start + 0.5]
+    assert timeline.end == start + 1.75
+    assert timeline.wait.tolist() == [start - 0.5 - before, 0.0]
 
 
 def latency_above(threshold: int, below: float = 1.1) -> Callable[[int], float]:

@@ -27,13 +27,25 @@ def test_workloads_that_make_no_sense(wrong: tuple[Any, Any]) -> None:
         Workload(*wrong)
 
 
+@pytest.mark.parametrize("cached", [-1, 0.0, True, "1", None])
+def test_a_cache_that_makes_no_sense(cached: Any) -> None:
+    with pytest.raises(PlanError, match="cached of a workload must be a whole number of at least 0"):
+        Workload(16, cached=cached)
+
+
 def test_a_workload_in_words() -> None:
     assert [str(Workload(128)), str(Workload(1)), str(Workload(16, 8))] == [
         "128 tokens",
         "1 token",
         "8 sequences of 16 tokens",
     ]
+    assert [str(Workload(1, cached=40)), str(Workload(1, 2, 40))] == [
+        "1 token after 40",
+        "2 sequences of 1 token after 40",
+    ]
     assert Workload(16, 8).all_tokens == 128
+    assert Workload(16, 8).pairs == 256
+    assert Workload(16, 8, cached=100).pairs == 16 * 116
 
 
 asked = {
@@ -63,14 +75,22 @@ def test_latency_with_another_batch(strategy: str, batches: list[int], seed: int
 def test_latency_with_another_workload_is_that_of_the_pipeline_event_by_event() -> None:
     request = make_request(LAYOUTS, target_latency=0.05, preload_budget=0, extra_seconds=0.01)
     plan = make_plan(request)
-    for workload in (Workload(64), Workload(128, 8), Workload(512)):
+    for workload in (Workload(64), Workload(128, 8), Workload(512), Workload(1, 2, cached=500)):
         other = request.changed(workload=workload)
         assert predict_latency(other, plan) == pytest.approx(naive_latency(other, plan.bits, plan.layers))
 
 
+def test_a_batch_of_short_sequences_is_not_one_long_sequence() -> None:
+    request = make_request(LAYOUTS, target_latency=9.0, preload_budget=10**9, row_bytes=0)
+    plan = make_plan(request)
+    many, long = (predict_latency(request.changed(workload=each), plan) for each in (Workload(64, 8), Workload(512)))
+    attention = [request.changed(workload=each).gemm_seconds(SLICES) for each in (Workload(64, 8), Workload(512))]
+    assert long - many == pytest.approx(LAYERS * (attention[1] - attention[0])) and long > 1.1 * many
+
+
 def test_a_plan_is_for_the_batch_that_is_asked_for() -> None:
     one, eight = (
-        make_plan(make_request(LAYOUTS, target_latency=0.05, workload=Workload(32, batch))) for batch in (1, 8)
+        make_plan(make_request(LAYOUTS, target_latency=0.047, workload=Workload(32, batch))) for batch in (1, 8)
     )
     assert eight.workload == Workload(32, 8)
     assert one.feasible and eight.feasible

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from sti_hf.planning import Workload
 from sti_hf.profiling.consistency import (
     LONGEST_REPEATING,
     PASSES,
@@ -15,7 +16,7 @@ from sti_hf.profiling.consistency import (
     measure_until_consistent,
 )
 
-POINTS = [Point(tokens, width, 4) for tokens in (16, 64) for width in (3, 6, 12)]
+POINTS = [Point(Workload(tokens), width, 4) for tokens in (16, 64) for width in (3, 6, 12)]
 
 
 class Noisy:
@@ -30,7 +31,7 @@ class Noisy:
         self.now += self.seconds
         self.calls += 1
         layer = 2.0 ** (100 - self.calls)  # each twice as fast as all before, and far above the clock's noise
-        return Measurement(layer=layer, decompress=layer, fixed=0.0, running=1.0)
+        return Measurement(layer=layer, decompress=layer, before=0.0, after=0.0, running=1.0)
 
     def clock(self) -> float:
         return self.now
@@ -53,9 +54,26 @@ def test_what_agrees_is_not_repeated() -> None:
 
     def measure(point: Point) -> Measurement:
         calls.append(point)
-        seconds = 1e-3 * point.tokens * point.width * noise.uniform(1, 1.1)
-        return Measurement(layer=seconds, decompress=seconds, fixed=0.0, running=1.0)
+        seconds = 1e-3 * point.workload.tokens * point.width * noise.uniform(1, 1.1)
+        return Measurement(layer=seconds, decompress=seconds, before=0.0, after=0.0, running=1.0)
 
     found = measure_until_consistent(measure, POINTS, clock=lambda: 0.0)
     assert calls == POINTS * PASSES
     assert not found.busy
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "within"),
+    [
+        (Workload(64), Workload(64, 2), True),
+        (Workload(64, 8), Workload(512), True),
+        (Workload(512), Workload(64, 8), False),
+        (Workload(256), Workload(64, 8), False),
+        (Workload(64, 2), Workload(256), True),
+    ],
+)
+def test_what_has_no_less_to_do(small: Workload, large: Workload, within: bool) -> None:
+    assert Point(small, 3, 4).is_within(Point(large, 3, 4)) is within
+    assert Point(small, 3, 4).is_within(Point(large, 6, 4)) is within
+    assert not Point(small, 6, 4).is_within(Point(large, 3, 4))
+    assert not Point(small, 3, 4).is_within(Point(large, 3, 5))

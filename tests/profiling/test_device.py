@@ -15,6 +15,7 @@ from transformers import (
     BertModel,
     MPNetModel,
     RobertaForSequenceClassification,
+    ViTModel,
 )
 from transformers.utils import logging
 
@@ -25,8 +26,7 @@ from sti_hf.integrations import device_profiles
 from sti_hf.integrations.device_profiles import device_profile_path
 from sti_hf.integrations.store_model import load_model_on
 from sti_hf.profiling import reads
-from sti_hf.profiling.device import STEPS, MeasuredDevice, measure_device
-from sti_hf.profiling.runner import TOKENS
+from sti_hf.profiling.device import STEPS, MeasuredDevice, fastest, measure_device
 from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.quantizers import get_quantizer
@@ -52,12 +52,14 @@ def check(profile: DeviceProfile, store: ShardStore) -> None:
     """What holds of every profile that was measured."""
     times = [
         profile.bytes_per_second,
-        profile.row_seconds,
+        *([profile.row_seconds] if store.row_bytes else []),
         *np.array(profile.layer_seconds).ravel(),
         *profile.decompress_seconds.values(),
     ]
+    outside = (*profile.before_seconds, *profile.after_seconds)
     assert all(0 < value < math.inf for value in times)
-    assert all(0 <= value < math.inf for value in (profile.request_seconds, *profile.fixed_seconds))
+    assert all(0 <= value < math.inf for value in (profile.request_seconds, *outside, *profile.attention_seconds))
+    assert any(outside)
     assert tuple(profile.decompress_seconds) == store.fidelities
     assert profile.widths[-1] == store.grid.slices
     assert profile.gemm in GEMMS
@@ -73,30 +75,43 @@ def test_every_compute_dtype(store: ShardStore, dtype: str) -> None:
     profile = measure(store, compute_dtype=dtype, progress=steps.append)
     check(profile, store)
     assert profile.compute_dtype in (COMPUTE_DTYPES[1:] if dtype == "auto" else (dtype,))
-    assert profile.tokens == (16, 64, 70), "up to what fits into 70 positions"
+    assert profile.tokens == (16, 64, 128, 512)
+    assert profile.pairs == (64**2,), "70 positions are too few for attention to count"
     assert profile.widths == (1, 2, 4)
     assert len(steps) == STEPS
 
 
 @pytest.mark.parametrize(
-    ("model_class", "overrides", "tokens"),
+    ("model_class", "overrides", "tokens", "longer"),
     [
-        (BertModel, {"max_position_embeddings": 8}, (8,)),
-        (BertModel, {"num_hidden_layers": 1, "num_attention_heads": 1}, (16, 64, 70)),
-        (BertModel, {"max_position_embeddings": 600}, TOKENS),
-        (RobertaForSequenceClassification, {"max_position_embeddings": 66}, (16, 64)),
-        (MPNetModel, {"max_position_embeddings": 65}, (16, 63)),
-        (BertForMultipleChoice, {}, (16, 64, 70)),
+        (BertModel, {"max_position_embeddings": 8}, (8, 16, 64), ()),
+        (BertModel, {"num_hidden_layers": 1, "num_attention_heads": 1}, (16, 64, 128, 512), ()),
+        (BertModel, {"max_position_embeddings": 600}, (16, 64, 128, 512), (128, 512)),
+        (BertModel, {"max_position_embeddings": 200}, (16, 64, 128, 512), (128, 200)),
+        (RobertaForSequenceClassification, {"max_position_embeddings": 66}, (16, 64, 128, 512), ()),
+        (MPNetModel, {"max_position_embeddings": 65}, (16, 63, 126, 504), ()),
+        (BertForMultipleChoice, {}, (16, 64, 128, 512), ()),
     ],
-    ids=["8 positions", "1 x 1", "long", "RoBERTa", "MPNet", "multiple choice"],
+    ids=["8 positions", "1 x 1", "long", "less long", "RoBERTa", "MPNet", "multiple choice"],
 )
 def test_small_and_odd_stores(
-    model_class: Any, overrides: dict[str, Any], tokens: tuple[int, ...], tmp_path: Path
+    model_class: Any, overrides: dict[str, Any], tokens: tuple[int, ...], longer: tuple[int, ...], tmp_path: Path
 ) -> None:
     store = store_of(model_class, tmp_path / "store", **overrides)
     profile = measure(store, compute_dtype="float32")
     check(profile, store)
     assert profile.tokens == tokens
+    assert profile.pairs[1:] == tuple(count**2 for count in longer)
+
+
+def test_images_are_measured_by_their_number(tmp_path: Path) -> None:
+    store = store_of(ViTModel, tmp_path / "store")
+    profile = measure(store, compute_dtype="float32")
+    check(profile, store)
+    patches = profile.tokens[0]
+    assert profile.tokens == (patches, 2 * patches, 4 * patches, 8 * patches)
+    assert (profile.pairs, profile.attention_seconds) == ((patches**2,), (0.0,))
+    assert profile.before_seconds[0] > 0, "the patches"
 
 
 def test_a_store_without_full_weights(tmp_path: Path) -> None:
@@ -135,6 +150,23 @@ def test_sessions_are_closed(store: ShardStore, monkeypatch: pytest.MonkeyPatch)
     for running in opened:
         with pytest.raises(RuntimeError, match="closed"):
             running.prefetch()
+
+
+def test_the_fastest_path_in_its_best_pass() -> None:
+    late, steady, hopeless = paths = [
+        ComputePath("float32", "onednn"),
+        ComputePath("float32", "default"),
+        ComputePath("bfloat16", "default"),
+    ]
+    seconds = {late: [3.9, 3.0, 0.9], steady: [1.0, 1.0, 1.0], hopeless: [4.1, 0.1, 0.1]}
+    asked: list[ComputePath] = []
+
+    def measured(path: ComputePath) -> float:
+        asked.append(path)
+        return seconds[path].pop(0)
+
+    assert fastest(paths, measured) == late
+    assert asked == [*paths, late, steady, late, steady]
 
 
 def test_a_dtype_that_this_machine_lacks(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,8 @@ def device(**changes: Any) -> DeviceProfile:
         "tokens": (16, 128),
         "layer_seconds": ((5e-4, 1e-3), (1e-3, 2e-3)),
         "decompress_seconds": {bits: 1e-10 for bits in (2, 3, 4, 5, 6, 32)},
-        "fixed_seconds": (1e-3, 1e-3),
+        "before_seconds": (5e-4, 5e-4),
+        "after_seconds": (5e-4, 5e-4),
         "compute_dtype": "float32",
         "gemm": "default",
     }

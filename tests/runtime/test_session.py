@@ -66,6 +66,10 @@ def test_timeline_is_measured(store: ShardStore) -> None:
     assert (np.diff(run.start) > 0).all()
     assert (run.io[:, 1] <= run.start).all(), "no layer runs before it is read"
     assert 0 < run.compute.sum() + run.decompress.sum() + run.wait.sum() + run.embedding <= run.total <= total
+    assert min(run.before, run.after) > 0
+    layers_seconds = float(run.start[-1] - run.start[0] + run.compute[-1] + run.decompress[-1])
+    parts = run.embedding + run.before + float(run.wait[0]) + layers_seconds + run.after
+    assert parts == pytest.approx(run.total), "what is before and after the layers is all else"
     assert run.tokens == INPUTS["input_ids"].numel()
     model.sti.close()
 
