@@ -15,6 +15,9 @@ from sti_hf.shards.store import ShardStore
 Unit = tuple[int, tuple[str, ...]]
 """A layer, and the matrices of it that are raised together."""
 
+LAYERS = "whole layers"
+"""What the planner does where nothing was measured."""
+
 
 class MatrixBytes:
     """What a store's layers take where each matrix has a fidelity of its own: planes, codebooks and scales; padding to
@@ -55,6 +58,8 @@ def orders(grid: Grid) -> dict[str, list[Unit]]:
     into_ffn = tuple(name for name in ffn if name != "down")
     by_kind = {
         LAYERS: [grid.matrices],
+        "all but q and k, then these": [("v", "o", *ffn), ("q", "k")],
+        "all but up, then up": [(*attention, "down"), into_ffn],
         "attention, then FFN": [attention, ffn],
         "FFN, then attention": [ffn, attention],
         "v and down, then o and up, then q and k": [("v", "down"), ("o", *into_ffn), ("q", "k")],
@@ -62,11 +67,12 @@ def orders(grid: Grid) -> dict[str, list[Unit]]:
         "v and o, then down, then up, then q and k": [("v", "o"), ("down",), into_ffn, ("q", "k")],
         "q and k, then o and up, then v and down": [("q", "k"), ("o", *into_ffn), ("v", "down")],
     }
-    return {name: [(layer, kind) for kind in kinds for layer in range(grid.layers)] for name, kinds in by_kind.items()}
+    return {name: units_of(grid, kinds) for name, kinds in by_kind.items()}
 
 
-LAYERS = "whole layers"
-"""What the planner does where nothing was measured."""
+def units_of(grid: Grid, kinds: Iterable[Sequence[str]]) -> list[Unit]:
+    """Each of these kinds in each layer."""
+    return [(layer, tuple(kind)) for kind in kinds for layer in range(grid.layers)]
 
 
 def raised(sizes: MatrixBytes, units: Iterable[Unit], average: Fraction) -> np.ndarray:
@@ -87,8 +93,3 @@ def _with(bits: np.ndarray, grid: Grid, layer: int, names: Sequence[str]) -> np.
     changed = bits.copy()
     changed[layer, [grid.matrices.index(name) for name in names]] += 1
     return changed
-
-
-def units_of(grid: Grid, kinds: Iterable[Sequence[str]]) -> list[Unit]:
-    """Each of these kinds in each layer."""
-    return [(layer, tuple(kind)) for kind in kinds for layer in range(grid.layers)]
