@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
 
     build_pipeline: Any = pipeline
     chosen = sti_config(options)
+    if options.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens must be at least 1, not {options.max_new_tokens}.")
     store = ShardStore.open(options.store)
     architecture = architecture_of(store.stack.model_type)
     if "input_ids" not in architecture.main_inputs:

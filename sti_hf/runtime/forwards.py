@@ -13,7 +13,14 @@ from torch import nn
 from sti_hf.errors import UnsupportedUseError
 from sti_hf.runtime.engine import Engine
 from sti_hf.runtime.inference import Inference
-from sti_hf.runtime.inputs import cached_submodel, check_inputs, check_length, workload_of, workload_of_states
+from sti_hf.runtime.inputs import (
+    cached_submodel,
+    check_depth,
+    check_inputs,
+    check_length,
+    workload_of,
+    workload_of_states,
+)
 from sti_hf.runtime.reads.tables import Tables
 
 
@@ -34,6 +41,7 @@ class Forwards:
         check_inputs(inputs)
         with self._turn_of(module):
             architecture = self.engine.architecture
+            check_depth(module.config, self.engine.streamer.prepared.store.grid.layers)
             workload = workload_of(module.config, architecture, inputs)
             submodel = cached_submodel(inputs.get("past_key_values"))
             check_length(module, architecture, inputs, workload)

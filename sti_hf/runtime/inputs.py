@@ -55,6 +55,17 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
             )
 
 
+def check_depth(config: Any, layers: int) -> None:
+    """Raises `UnsupportedUseError` where a model's configuration names another number of layers, and puts it right:
+    Transformers changes it for a draft of the first layers, and leaves it so where that fails."""
+    if config.num_hidden_layers != layers:
+        named, config.num_hidden_layers = config.num_hidden_layers, layers
+        raise UnsupportedUseError(
+            f"The configuration of this model named {named} layers, and its store has {layers}: generate without "
+            "assistant_early_exit, and ask for parts of the model by target_latency and submodels."
+        )
+
+
 def check_length(module: Any, architecture: Architecture, inputs: Mapping[str, Any], workload: Workload) -> None:
     """Raises `InputError` where a base model's inputs are longer than it has positions."""
     config, ids, tokens = module.config, inputs.get("input_ids"), workload.tokens
@@ -73,7 +84,7 @@ def workload_of(config: Any, architecture: Architecture, inputs: Mapping[str, An
     if shape is None:
         raise InputError(f"The model needs {' or '.join(architecture.main_inputs)}.")
     batch, tokens = shape
-    return Workload(tokens, batch)
+    return Workload(tokens, batch, cached_tokens(inputs.get("past_key_values")))
 
 
 def workload_of_states(states: Any) -> Workload:
@@ -81,6 +92,13 @@ def workload_of_states(states: Any) -> Workload:
     if not isinstance(states, Tensor) or states.dim() != 3 or states.numel() == 0:
         raise InputError("The layers need hidden states, a tensor [batch, tokens, hidden].")
     return Workload(tokens=states.shape[1], batch=states.shape[0])
+
+
+def cached_tokens(cache: Any) -> int:
+    """Tokens of each sequence that a key/value cache holds, rounded up as those of texts are: what attention to them
+    costs is predicted once for many."""
+    length = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    return Workload.bucket(length) if length else 0
 
 
 def cached_submodel(cache: Any) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import PreTrainedModel
 
@@ -100,6 +100,7 @@ class StackedSession(StoredPart):
             )
         for path, session in self.stacks.items():
             session.attach(parts[path])
+            session.reopen = _refuse_to_reopen
         model.requires_grad_(False)
         take_methods(model)
         self._model = weakref.ref(model)
@@ -108,6 +109,12 @@ class StackedSession(StoredPart):
     def reopening(self, model: Any) -> Reopening:
         """How to open `model`, which runs from this session, once more."""
         return reopening_of(self, model)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("plan", "last_run", "use"):
+            paths = " or ".join(f"model.{path}.sti.{name}" for path in self.store.index.stacks)
+            raise AttributeError(f"Each stack of this model has its own: {paths}.")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
 
     def _around(self) -> int:
         """Bytes of the model's tensors that belong to no stack."""
@@ -120,6 +127,10 @@ def shared_out(config: STIConfig, store: ShardStore) -> dict[str, STIConfig]:
     weights = {path: stack.grid.weights for path, stack in store.stacks.items()}
     shares = {path: count / sum(weights.values()) for path, count in weights.items()}
     return {path: _share(config, share) for path, share in shares.items()}
+
+
+def _refuse_to_reopen(part: Any) -> NoReturn:
+    raise UnsupportedUseError("A part of a model cannot be copied or pickled by itself: copy the model.")
 
 
 def _share(config: STIConfig, share: float) -> STIConfig:

@@ -37,6 +37,7 @@ class Watch:
             f"{sum(self._missed)} of the last {len(self._missed)} inferences missed the target latency of "
             f"{run.target_latency * 1e3:.0f} ms, and {sum(self._wrong)} took much more or less than predicted (the "
             f"last {run.total * 1e3:.0f} ms, predicted {run.predicted * 1e3:.0f}): measure this device again while it "
-            "is idle, with `sti profile-device STORE`, or ask for a longer target_latency.",
+            "is idle, with `sti profile-device STORE`"
+            + (", or ask for a longer target_latency." if sum(self._missed) >= MISSES else "."),
             stacklevel=2,
         )

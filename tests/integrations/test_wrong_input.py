@@ -14,8 +14,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
     BertModel,
-    GPT2Config,
-    GPT2Model,
+    BloomConfig,
+    BloomModel,
     PreTrainedModel,
 )
 
@@ -31,9 +31,10 @@ INPUTS = tiny_inputs(tiny_model(BertModel))
 
 
 def test_an_unsupported_family(tmp_path: Path) -> None:
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=1, eos_token_id=1)
-    GPT2Model(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"type 'gpt2' are not supported; supported are bert, .*mpnet") as error:
+    BloomModel(BloomConfig(n_layer=1, n_head=2, hidden_size=8, vocab_size=20)).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"type 'bloom' are not supported; supported are audio.*, bert, .*mpnet"
+    ) as error:
         AutoModel.from_pretrained(tmp_path, sti_config=STOCK)
     assert all(name in str(error.value) for name in TASK_HEADS)
     assert not list((cache_home() / "stores").glob(f"*{tmp_path.name}*"))

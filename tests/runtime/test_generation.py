@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from sti_hf.errors import UnsupportedUseError
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 from tests.model.submodels import cut_down
@@ -108,3 +109,11 @@ def test_a_submodel_writes_what_a_stock_model_without_the_rest_writes(stock: Any
     expected = rest.generate(**prompts(), **SETTINGS, max_new_tokens=16)
     assert torch.equal(model.generate(**prompts(), **SETTINGS, max_new_tokens=16), expected)
     model.sti.close()
+
+
+def test_a_draft_of_the_first_layers_is_refused_and_leaves_nothing_behind(stock: Any, model: Any) -> None:
+    for _ in range(2):
+        with pytest.raises(UnsupportedUseError, match="without assistant_early_exit"):
+            model.generate(input_ids=prompts()["input_ids"][:1], **SETTINGS, max_new_tokens=4, assistant_early_exit=1)
+    expected = stock.generate(**prompts(), **SETTINGS, max_new_tokens=4)
+    assert torch.equal(model.generate(**prompts(), **SETTINGS, max_new_tokens=4), expected)

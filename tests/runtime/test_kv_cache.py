@@ -10,6 +10,9 @@ import torch
 from transformers import DynamicCache, RobertaForCausalLM
 
 from sti_hf.errors import UnsupportedUseError
+from sti_hf.model import get_architecture
+from sti_hf.planning import Workload
+from sti_hf.runtime.inputs import cached_tokens, workload_of
 from sti_hf.shards.store import ShardStore
 from tests.models import tiny_inputs, tiny_model
 from tests.runtime.sessions import plan_of, planned_by, running, store_of
@@ -107,3 +110,12 @@ def test_a_cache_of_another_submodel_is_refused(store: ShardStore, model: Any) -
     model.sti.use(plan_with(store, (3, 2)))
     with pytest.raises(UnsupportedUseError, match=r"1 x 2"):
         model(IDS[:, 20:21], past_key_values=cache)
+
+
+def test_what_a_cache_holds_is_part_of_the_work() -> None:
+    cache = DynamicCache(config=STOCK.config)
+    assert cached_tokens(None) == cached_tokens(cache) == 0
+    STOCK(IDS[:, :20], past_key_values=cache)
+    assert cached_tokens(cache) == 32
+    workload = workload_of(STOCK.config, get_architecture(STOCK.config), {"input_ids": IDS, "past_key_values": cache})
+    assert workload == Workload(24, 2, 32)

@@ -124,6 +124,16 @@ def test_copies_and_pickles_open_the_store_again(model: Any) -> None:
         again.sti.close()
     with pytest.raises(UnsupportedUseError):
         copy.deepcopy(next(iter(model.sti.stacks.values())))
+    for path in model.sti.stacks:
+        with pytest.raises(UnsupportedUseError, match="copy the model"):
+            copy.deepcopy(model.get_submodule(path))
+
+
+def test_what_each_stack_has_of_its_own(model: Any) -> None:
+    for name in ("plan", "last_run"):
+        with pytest.raises(AttributeError, match=rf"vision_model\.sti\.{name}"):
+            getattr(model.sti, name)
+    assert not hasattr(model.sti, "nothing")
 
 
 def test_closing_and_deleting_give_everything_back(tmp_path: Path) -> None:
