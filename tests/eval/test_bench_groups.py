@@ -67,7 +67,7 @@ def test_every_matrix_has_the_weights_of_its_fidelity(tiny_sst2: TinyTask, mixed
     mixed.worth(bits)
     architecture = get_architecture(mixed._model.config)
     for layer, linears in enumerate(architecture.linears(mixed._model)):
-        quantized, order = read_quantized_layer(store, layer), inverse_order(store.index.slice_order[layer])
+        quantized, order = read_quantized_layer(store, layer), inverse_order(store.stack.slice_order[layer])
         for name, fidelity in zip(store.grid.matrices, bits[layer].tolist()):
             expected = join_layer(quantized.dequantize(fidelity), architecture.matrices, store.grid, order)[name]
             assert torch.equal(linears[name].weight, expected)
