@@ -17,7 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertForSequenceClassification,
-    GPT2Config,
+    BloomConfig,
     MPNetForSequenceClassification,
 )
 from transformers.utils import logging
@@ -211,8 +211,8 @@ def test_what_will_not_do(bert: tuple[Path, Path], tmp_path: Path, capsys: pytes
         capsys, source, data, output, "--task", "stsb"
     )
     assert "There is no task 'sst3'" in refused(capsys, source, data, output, "--task", "sst3")
-    GPT2Config(architectures=["GPT2ForSequenceClassification"]).save_pretrained(tmp_path / "gpt2")
-    assert "Models of type 'gpt2' are not supported" in refused(capsys, tmp_path / "gpt2", data, output)
+    BloomConfig(architectures=["BloomForSequenceClassification"]).save_pretrained(tmp_path / "bloom")
+    assert "Models of type 'bloom' are not supported" in refused(capsys, tmp_path / "bloom", data, output)
     (tmp_path / "data").mkdir()
     shutil.copy(data / "validation.jsonl", tmp_path / "data")
     message = refused(capsys, source, tmp_path / "data", output)
