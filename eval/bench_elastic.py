@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers.utils import logging as transformers_logging
 
-from eval.command import one_line_errors
+from eval.command import publish, run_quietly
 from eval.glue_runs.circumstances import command_line, machine
-from eval.markdown import table
+from eval.markdown import bullets, table
 from sti_hf import shard_checkpoint
 from sti_hf.integrations.full_model import full_model
 from sti_hf.integrations.tokenizer import load_tokenizer
@@ -83,7 +82,7 @@ def opened(source: str, quantizer: str, folder: Path) -> ShardStore:
 
 def report(title: str, facts: dict[str, str], rows: Sequence[Row], leading: str) -> str:
     """Markdown: how it ran, and a table for each fidelity."""
-    parts = [f"# {title}", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
+    parts = [f"# {title}", bullets(facts)]
     for bits in dict.fromkeys(row.bits for row in rows):
         widths = sorted({row.width for row in rows})
         found = {(row.model, row.depth, row.width): row.metrics[leading] for row in rows if row.bits == bits}
@@ -146,9 +145,7 @@ def run(options: argparse.Namespace) -> None:
         "command": f"`{options.command}`",
     }
     text = report(f"Submodels on {task.name}", facts, rows, task.leading)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+    publish(text, options.markdown)
     if options.json:
         options.json.write_text(json.dumps({"facts": facts, "rows": [asdict(row) for row in rows]}, indent=1))
 
@@ -164,9 +161,7 @@ def _check(name: str, store: ShardStore, options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser, options = parse(arguments)
-    transformers_logging.disable_progress_bar()
-    with one_line_errors(parser):
-        run(options)
+    run_quietly(parser, options, run)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ from fractions import Fraction
 from pathlib import Path
 
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
-from eval.command import one_line_errors
+from eval.command import publish, run_quietly
 from eval.glue_runs.circumstances import command_line, machine
 from eval.groups.mixed import MixedModel, Worth
 from eval.groups.orders import LAYERS, MatrixBytes, Unit, orders, raised, units_of
-from eval.markdown import table
+from eval.markdown import bullets, table
 from sti_hf.profiling.tasks import GLUE, GLUE_TASKS, get_task
 from sti_hf.shards.layout import PLANES
 from sti_hf.shards.store import ShardStore
@@ -140,18 +139,14 @@ def run(options: argparse.Namespace) -> None:
         "machine": machine(),
         "command": f"`{options.command}`",
     }
-    text = "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n\n" + report(rows)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+    text = bullets(facts) + "\n\n" + report(rows)
+    publish(text, options.markdown)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser, options = parse(arguments)
-    transformers_logging.disable_progress_bar()
-    with one_line_errors(parser):
-        run(options)
+    run_quietly(parser, options, run)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers.utils import logging as transformers_logging
 
-from eval.command import one_line_errors
+from eval.command import publish, run_quietly
 from eval.glue_runs.accuracy import Accuracy, PlanAccuracy
 from eval.glue_runs.circumstances import command_line, machine
 from eval.glue_runs.equal_bytes import EqualBytes
 from eval.glue_runs.held_out import held_out
-from eval.markdown import table
+from eval.markdown import bullets, table
 from sti_hf.config import ALLOCATORS
 from sti_hf.planning import ImportanceProfile, default_importance
 from sti_hf.planning.effects import EffectsImportance
@@ -133,7 +132,7 @@ def report(title: str, facts: dict[str, str], rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             f"# {title}",
-            "\n".join(f"- {name}: {value}" for name, value in facts.items()),
+            bullets(facts),
             "Metric in points, agreement with the full model in per cent, means with the range in brackets. "
             "Distortion: the mean squared change of the logits from the full model's, a sharper measure.",
             table(
@@ -243,9 +242,7 @@ def run(options: argparse.Namespace) -> None:
         "command": f"`{options.command}`",
     }
     text = report(f"What importance buys: {store.path.name} on {task.name}", head, rows)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+    publish(text, options.markdown)
     if options.json:
         profiles = {name: {key: of[key] for key in of if key != "submodels"} for name, of in facts.items()}
         content = {"facts": head, "profiles": profiles, "rows": [asdict(row) for row in rows]}
@@ -254,9 +251,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser, options = parse(arguments)
-    transformers_logging.disable_progress_bar()
-    with one_line_errors(parser):
-        run(options)
+    run_quietly(parser, options, run)
 
 
 if __name__ == "__main__":

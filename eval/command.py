@@ -1,10 +1,30 @@
-"""What a person gets who called a benchmark with something that will not do: one sentence."""
+"""What benchmarks have in common that are commands: how they run, what they print, and one sentence for what will not
+do."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+
+def publish(text: str, file: Path | None) -> None:
+    """Prints what a benchmark has to say, and writes it to a file where one was named."""
+    print(text)
+    if file is not None:
+        file.write_text(text + "\n")
+
+
+def run_quietly(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, run: Callable[[argparse.Namespace], None]
+) -> None:
+    """Runs a benchmark with its options, without Transformers' progress bars; see `one_line_errors`."""
+    transformers_logging.disable_progress_bar()
+    with one_line_errors(parser):
+        run(options)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from eval.elastic.scores import Scores
-from eval.markdown import table
+from eval.markdown import bullets, table
 from sti_hf.model.depth import DEPTH_RULE
 from sti_hf.profiling.tasks import Task
 
@@ -75,7 +75,7 @@ def model_card(
         split=task.split,
         teacher_score=f"{100 * teacher_score:.1f}",
         results=score_table(scores),
-        facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        facts=bullets(facts),
     )
 
 
