@@ -64,6 +64,8 @@ _FAMILY = {
             "bos_token_id": 2,
             "eos_token_id": 2,
             **(_SLIDING if name in ("gemma2", "gemma3_text") else {}),
+            # Without it Granite's attention is sharper than anybody trains it.
+            **({"attention_multiplier": (HIDDEN // HEADS) ** -0.5} if name == "granite" else {}),
         }
         for name in _LLAMAS
     },

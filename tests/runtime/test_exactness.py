@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import Gemma3TextModel
 
 from sti_hf.model import get_architecture
 from sti_hf.model.fused import split_fused
@@ -30,6 +31,16 @@ def test_full_grid_at_full_fidelity_is_the_stock_model(model_type: str, tmp_path
     model = running(store, plan_of(store, np.full((store.grid.layers, store.grid.slices), FULL), 0.3))
     for _ in range(2):
         assert torch.allclose(logits_of(model(**inputs)), expected, atol=1e-5)
+    model.sti.close()
+
+
+def test_a_text_encoder_of_gemma_is_the_stock_model(tmp_path: Path) -> None:
+    stock = tiny_model(Gemma3TextModel, use_bidirectional_attention=True)
+    store = store_of(stock, tmp_path / "store")
+    model = running(store, plan_of(store, np.full((store.grid.layers, store.grid.slices), FULL), 0.3))
+    inputs = tiny_inputs(stock)
+    with torch.no_grad():
+        assert torch.allclose(logits_of(model(**inputs)), logits_of(stock(**inputs)), atol=1e-5)
     model.sti.close()
 
 

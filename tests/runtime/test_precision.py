@@ -11,7 +11,7 @@ import torch
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.precision import LayerPrecision
 from sti_hf.shards.layout import FULL
-from tests.models import FAMILIES, head_of, tiny_inputs, tiny_model
+from tests.models import DECODERS, FAMILIES, head_of, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, plan_of, running, store_of
 
 BFLOAT16 = ComputePath("bfloat16", "default")
@@ -36,10 +36,12 @@ def test_outputs_have_the_models_dtype(model_type: str, attention: str, tmp_path
         expected = stock(**inputs)
     assert {state.dtype for state in got.hidden_states} == {torch.float32}
     assert logits_of(got).dtype == torch.float32
-    difference = (logits_of(got) - logits_of(expected)).abs() / logits_of(expected).abs().max().clamp(min=1)
-    if "attention_mask" in inputs and difference.dim() == 3:  # padding may see nothing at all, and says anything
-        difference = difference[inputs["attention_mask"] > 0]
-    assert difference.max() < 0.1
+    difference = (logits_of(got) - logits_of(expected)).abs()
+    if model_type in DECODERS and difference.dim() == 3:
+        # Of a whole vocabulary. Padding sees nothing at all where a window has passed, and says anything.
+        assert difference[inputs["attention_mask"] > 0].max() < 0.2
+    else:
+        assert difference.max() < 0.1
     model.sti.close()
 
 
