@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from sti_hf.commands.options import add_config_options, add_verb, measured_profile, sti_config
+from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_by_stack, sti_config
 from sti_hf.config import STIConfig
 from sti_hf.drawing import draw_plan, terminal
 from sti_hf.errors import InfeasibleLatencyError
@@ -28,8 +27,7 @@ def run(options: argparse.Namespace) -> int:
     shares = shared_out(config, store)
     plans = {name: _plan(options, stack, shares[name]) for name, stack in store.stacks.items()}
     if options.json:
-        whole = plans[""].to_json() if "" in plans else None
-        print(whole or json.dumps({name: json.loads(plan.to_json()) for name, plan in plans.items()}))
+        print_by_stack(plans)
         return 0
     console = terminal()
     for name, plan in plans.items():

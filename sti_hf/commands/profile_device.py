@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from sti_hf.commands.options import DTYPE_HELP, add_store, add_verb, measured_profile
+from sti_hf.commands.options import DTYPE_HELP, add_store, add_verb, measured_profile, print_by_stack
 from sti_hf.config import COMPUTE_DTYPES
 from sti_hf.drawing import terminal
 from sti_hf.integrations.device_profiles import kept_profile_path
@@ -30,8 +29,7 @@ def run(options: argparse.Namespace) -> int:
         name: measured_profile(options, stack, options.compute_dtype, measure=True) for name, stack in stacks.items()
     }
     if options.json:
-        whole = profiles[""].to_json() if "" in profiles else None
-        print(whole or json.dumps({name: json.loads(profile.to_json()) for name, profile in profiles.items()}))
+        print_by_stack(profiles)
         return 0
     for name, profile in profiles.items():
         _show(stacks[name], profile, kept_profile_path(stacks[name], options.compute_dtype))

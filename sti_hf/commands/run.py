@@ -51,7 +51,9 @@ def run(options: argparse.Namespace) -> int:
     store = ShardStore.open(options.store)
     architecture = architecture_of(store.stack.model_type)
     if "input_ids" not in architecture.main_inputs:
-        raise UnsupportedUseError("This model sees images, and sti run takes texts: use it in Python, with pipeline.")
+        raise UnsupportedUseError(
+            f"This model takes {architecture.main_inputs[0]}, and sti run texts: use it in Python, with pipeline."
+        )
     tokenizer: Any = load_tokenizer(store)
     config = AutoConfig.from_pretrained(options.store)
     task = _task(config)

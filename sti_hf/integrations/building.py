@@ -80,7 +80,6 @@ def build_model(
 
 def _stored_dtype(store: ShardStore) -> torch.dtype:
     """The dtype of what a store keeps as the checkpoint had it; float32 where that is nothing."""
-    tables = [table for stack in store.index.stacks.values() for table in stack.tables.values()]
-    table = next(iter(tables), None)
+    table = next((table for stack in store.index.stacks.values() for table in stack.tables.values()), None)
     dtype: torch.dtype = getattr(torch, table.dtype if table is not None else store.index.full_dtype or "float32")
     return dtype

@@ -58,8 +58,11 @@ def device_profile(
 def kept_profile_path(store: ShardStore, compute_dtype: str) -> Path | None:
     """Where the device profile that this process uses is kept for others; None where it is not."""
     path = device_profile_path(store, compute_dtype)
-    kept = busy_path(path) if path in _of_this_process and not path.is_file() else path
-    return kept if kept.is_file() and (kept != path or path not in _of_this_process) else None
+    of_free_machine = path.is_file()
+    if path not in _of_this_process:
+        return path if of_free_machine else None
+    busy = busy_path(path)
+    return busy if busy.is_file() and not of_free_machine else None
 
 
 def device_profile_path(store: ShardStore, compute_dtype: str) -> Path:

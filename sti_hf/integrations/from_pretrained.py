@@ -20,7 +20,7 @@ from sti_hf.integrations.pipelines import pipeline_arguments, refuse_late_config
 from sti_hf.integrations.reopening import reopening
 from sti_hf.integrations.session import open_session, open_stacked_session
 from sti_hf.integrations.store_cache import resolve_store
-from sti_hf.integrations.structure import check_structure, stack_named_for
+from sti_hf.integrations.structure import check_structure, store_for
 from sti_hf.model.stacks import STACKED
 from sti_hf.shards.resident import read_stack_resident
 from sti_hf.shards.store import ShardStore, is_store, store_defaults
@@ -72,7 +72,7 @@ def _load(cls: type[PreTrainedModel], sti_config: STIConfig, arguments: LoadArgu
     store = resolve_store(arguments.source, sti_config.quantizer, cls, made_with, **arguments.finding)
     config, named = _configuration(cls, arguments, store)
     stacked = config.model_type in STACKED
-    store = store if stacked else stack_named_for(config, store)
+    store = store_for(config, store)
     check_structure(cls, config, store)
     with ThreadPoolExecutor(1, thread_name_prefix="sti_resident") as reader:
         resident = reader.submit(read_stack_resident, store)

@@ -15,12 +15,13 @@ from sti_hf.shards.store import ShardStore
 
 def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig, store: ShardStore) -> None:
     """Raises `ConfigurationError` where `model_class` or a field of `config` asks for what the store does not have.
+    The store is whole, or that of the stack that `config` is of (`store_for`).
 
     Only fields that decide about layers and embeddings are looked at: the shapes of all other weights are when they
     are loaded.
     """
     of_whole = config.model_type in STACKED
-    stored = store.index.model_type if of_whole else stack_named_for(config, store).stack.model_type
+    stored = store.index.model_type if of_whole else store.stack.model_type
     # A configuration that is read from a file has the file's model_type, whatever its class is.
     of_class = getattr(model_class.config_class, "model_type", config.model_type)
     for model_type in (config.model_type, of_class):
@@ -29,21 +30,15 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
                 f"{model_class.__name__} with this configuration is of the type {model_type!r}, and the model in the "
                 f"store {store.path} of {stored!r}: use a class and a configuration of that type."
             )
-    if not of_whole:
-        _check_stack(config, stack_named_for(config, store))
-        return
-    configs = stack_configs(config)
+    configs = stack_configs(config) if of_whole else dict.fromkeys(store.stacks, config)
     for path, stack in store.stacks.items():
         _check_stack(configs[path], stack)
 
 
-def stack_named_for(config: PreTrainedConfig, store: ShardStore) -> ShardStore:
-    """A store with the stack that is of the type of this configuration.
-
-    Raises `UnsupportedModelError` where it has several, and none of that type.
-    """
-    fits = [stack for stack in store.stacks.values() if stack.stack.model_type == config.model_type]
-    return fits[0] if fits and store.stack_name is None else store
+def store_for(config: PreTrainedConfig, store: ShardStore) -> ShardStore:
+    """The store with its stack of this configuration's type; as it is where none of its stacks is of that."""
+    fits = (stack for stack in store.stacks.values() if stack.stack.model_type == config.model_type)
+    return next(fits, store)
 
 
 def _check_stack(config: PreTrainedConfig, store: ShardStore) -> None:

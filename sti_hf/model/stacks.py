@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sti_hf.model.architecture import base_prefix
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -30,5 +32,4 @@ def stack_models(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
 
 def stack_prefix(model: PreTrainedModel, path: str) -> str:
     """What the names of a stack's parameters, as a model of its own, begin with in the whole model."""
-    own = "" if model.base_model is model else f"{model.base_model_prefix}."
-    return f"{own}{path}." if path else ""
+    return f"{base_prefix(model)}{path}." if path else ""

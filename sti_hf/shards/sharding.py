@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,7 @@ def _count_on(progress: Callable[[int], None], before: int, done: int) -> None:
     progress(before + done)
 
 
-def _weight_dtype(stacks: Any) -> torch.dtype:
+def _weight_dtype(stacks: Iterable[StackWriter]) -> torch.dtype:
     linears = [linear for stack in stacks for layer in stack.linears for linear in layer.values()]
     dtypes = {linear.weight.dtype for linear in linears}
     if len(dtypes) != 1 or not dtypes <= set(SAFETENSORS_DTYPE):

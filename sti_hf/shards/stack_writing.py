@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,11 +48,9 @@ class StackWriter:
         order = slice_order or [range(self.grid.slices)] * self.grid.layers
         self.slice_order = [tuple(map(int, layer)) for layer in order]
 
-    @contextmanager
-    def in_parts(self) -> Iterator[None]:
+    def in_parts(self) -> AbstractContextManager[None]:
         """Splits the stack's fused linears for a while, in which the rest can be called."""
-        with in_parts(self.model, self.architecture):
-            yield
+        return in_parts(self.model, self.architecture)
 
     @cached_property
     def linears(self) -> list[dict[str, nn.Linear]]:

@@ -73,7 +73,11 @@ class ShardStore:
 
     @property
     def stacks(self) -> dict[str, ShardStore]:
-        """This store with each of its stacks, by their paths in the base model."""
+        """This store with each of its stacks, by their paths in the base model; itself where it is used as one."""
+        return self._by_stack if self.stack_name is None else {self.stack_name: self}
+
+    @cached_property
+    def _by_stack(self) -> dict[str, ShardStore]:
         return {name: ShardStore(self.path, self.index, name) for name in self.index.stacks}
 
     @property
