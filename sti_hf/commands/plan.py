@@ -11,7 +11,7 @@ from sti_hf.drawing import draw_plan, terminal
 from sti_hf.errors import InfeasibleLatencyError
 from sti_hf.integrations.store_planner import StorePlanner
 from sti_hf.planning import ExecutionPlan, make_plan, missed_target
-from sti_hf.runtime.stacked_session import shared_out
+from sti_hf.runtime.stacked_session import stack_shares
 from sti_hf.shards.store import ShardStore
 
 
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the verb."""
     config = sti_config(options)
     store = ShardStore.open(options.store)
-    shares = shared_out(config, store)
+    shares = stack_shares(config, store)
     plans = {name: _plan(options, stack, shares[name]) for name, stack in store.stacks.items()}
     if options.json:
         print_by_stack(plans)

@@ -10,6 +10,7 @@ from sti_hf.integrations.store_planner import StorePlanner
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
 from sti_hf.runtime.stacked_session import StackedSession
+from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 
 
@@ -18,7 +19,9 @@ def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrai
     already. Profiles the device first where that has not been done."""
     profile = device_profile(store, config.compute_dtype)
     path = ComputePath(profile.compute_dtype, profile.gemm)
-    return STISession(store, config, StorePlanner(store, profile, model_class), path, rate_limit())
+    planner = StorePlanner(store, profile, model_class)
+    vocabulary = None if config.fidelity == FULL else planner.vocabulary
+    return STISession(store, config, planner, path, rate_limit(), vocabulary)
 
 
 def open_stacked_session(store: ShardStore, config: STIConfig) -> StackedSession:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from sti_hf.config import DEFAULT_SEQ_LEN, STIConfig
 from sti_hf.errors import ConfigurationError
 from sti_hf.forking import cached_property
+from sti_hf.integrations.model_classes import stock_class
 from sti_hf.integrations.plan_cache import cached_plan, file_state
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.model import Architecture, get_architecture
@@ -22,6 +23,7 @@ from sti_hf.planning import (
     ImportanceProfile,
     PlanRequest,
     Workload,
+    linear_profile,
     make_plan,
     predict_latency,
 )
@@ -30,6 +32,7 @@ from sti_hf.planning.refinement import PLANE_FIDELITIES
 from sti_hf.runtime.blocks import working_weights
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.shards.index import INDEX_FILE, Table
+from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore, store_defaults
 
 ELASTIC = "sti_elastic"
@@ -38,14 +41,22 @@ accuracy. `eval/train_elastic.py` writes it."""
 
 
 class StorePlanner:
-    """The `Planner` of a store on a profiled device, for models of a class (None: of the one that was sharded)."""
+    """The `Planner` of a store on a profiled device, for models of a class (None: of the one that was sharded).
+
+    `vocabulary` is that of the strips of the vocabulary; None where the model has none.
+    """
 
     def __init__(
         self, store: ShardStore, profile: DeviceProfile, model_class: type[PreTrainedModel] | None = None
     ) -> None:
-        self.store, self.profile = store, profile
+        self.store, self.profile, self._model_class = store, profile, model_class
         self._heads = _streamed_heads(store, model_class)
-        self._extra_seconds = sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in self._heads)
+        self.vocabulary: StorePlanner | None = None
+        if self._heads and store.vocabulary is not None:
+            cut = store.vocabulary.grid
+            layer_weights = store.grid.slices * store.grid.slice_weights
+            of_strips = linear_profile(profile, layer_weights, cut.slices, cut.slice_weights)
+            self.vocabulary = StorePlanner(store.vocabulary, of_strips, model_class)
         # Read once: the store may be moved while a model runs from it.
         self._config: dict[str, Any] = json.loads((store.path / "config.json").read_text())
         self._importance: dict[str, tuple[ImportanceProfile, dict[tuple[int, int], float]]] = {}
@@ -58,7 +69,12 @@ class StorePlanner:
         """
         importance = self._importance_name(config)
         key = {
-            "store": [self.store.index.fingerprint, self.store.stack_name, file_state(self.store.path / INDEX_FILE)],
+            "store": [
+                self.store.index.fingerprint,
+                self.store.stack_name,
+                self.store.is_vocabulary,
+                file_state(self.store.path / INDEX_FILE),
+            ],
             "importance": file_state(profile_path(self.store, importance)) if importance else None,
             "profile": self.profile.to_json(),
             "config": config.to_dict(),
@@ -72,6 +88,8 @@ class StorePlanner:
         """The workload that sequences of so many tokens are planned for; None: of as many as `config`, or the model's
         own configuration of images, names."""
         architecture, own = self._own
+        if self.store.is_vocabulary and self._writes:
+            return Workload(1, config.batch_size)
         if architecture.exact_tokens:
             return Workload(tokens or architecture.longest_input(own), config.batch_size)
         planned = Workload.bucket(tokens or config.seq_len)
@@ -81,7 +99,8 @@ class StorePlanner:
 
     def latency(self, plan: ExecutionPlan, workload: Workload) -> float:
         """Predicted seconds of a plan's forward, its preload buffer filled, with another workload than its own."""
-        return predict_latency(self._bare_request(plan.target_latency, plan.preload_budget, workload), plan)
+        request = self._bare_request(plan.target_latency, plan.preload_budget, workload, plan.is_full)
+        return predict_latency(request, plan)
 
     @property
     def is_elastic(self) -> bool:
@@ -93,7 +112,8 @@ class StorePlanner:
         self._check_length(config)
         importance, accuracy = self._importance_of(config)
         elastic = config.submodels == "measured" and self.is_elastic
-        return self._bare_request(config.target_latency, config.preload_budget, workload).changed(
+        full = config.fidelity == FULL
+        return self._bare_request(config.target_latency, config.preload_budget, workload, full).changed(
             strategy=config.strategy,
             fidelity=config.fidelity,
             allocator=config.allocator,
@@ -106,7 +126,8 @@ class StorePlanner:
             fidelities=PLANE_FIDELITIES if config.refine else (),
         )
 
-    def _bare_request(self, target_latency: float, preload_budget: int, workload: Workload) -> PlanRequest:
+    def _bare_request(self, target_latency: float, preload_budget: int, workload: Workload, full: bool) -> PlanRequest:
+        """What is the same for all that is asked for; `full`: of a plan at full fidelity, or none."""
         store, grid = self.store, self.store.grid
         dtype = ComputePath(self.profile.compute_dtype, self.profile.gemm).torch_dtype
         return PlanRequest(
@@ -117,11 +138,15 @@ class StorePlanner:
             workload,
             row_bytes=store.row_bytes,
             position_bytes=store.position_bytes(workload.tokens),
-            extra_seconds=self._extra_seconds,
+            extra_seconds=self._head_seconds() if full or self.vocabulary is None else 0.0,
             working_bytes=tuple(
                 working_weights(grid, width, dtype) * dtype.itemsize for width in range(1, grid.slices + 1)
             ),
         )
+
+    def _head_seconds(self) -> float:
+        """Of streaming the table of a head over the vocabulary."""
+        return sum(self.profile.io_seconds(table.rows * table.row_bytes, 1) for table in self._heads)
 
     def _check_length(self, config: STIConfig) -> None:
         # The default is no wish: models that take less are planned for it all the same.
@@ -140,6 +165,12 @@ class StorePlanner:
         assert self.store.stack_name is not None
         own = stack_configs(AutoConfig.for_model(**self._config))[self.store.stack_name]
         return get_architecture(own), own
+
+    @cached_property
+    def _writes(self) -> bool:
+        """Whether its models write texts, for which the logits of the last position alone are asked for."""
+        model_class = self._model_class or stock_class(AutoConfig.for_model(**self._config))
+        return bool(model_class.can_generate())
 
     def _importance_name(self, config: STIConfig) -> str | None:
         return named_importance(config, self._config.get("quantization_config", {}))

@@ -7,6 +7,7 @@ from sti_hf.planning.checked import CheckedPlans
 from sti_hf.planning.cost import DeviceProfile
 from sti_hf.planning.effects import EffectsImportance
 from sti_hf.planning.importance import AdditiveImportance, ImportanceProfile, LayerOrder, default_importance
+from sti_hf.planning.linear_cost import linear_profile
 from sti_hf.planning.plan import ExecutionPlan, preload_changes
 from sti_hf.planning.planner import make_plan
 from sti_hf.planning.predict import predict_latency
@@ -30,6 +31,7 @@ __all__ = [
     "Timeline",
     "Workload",
     "default_importance",
+    "linear_profile",
     "make_plan",
     "missed_target",
     "predict_latency",

@@ -13,7 +13,7 @@ from sti_hf.forking import cached_property
 from sti_hf.planning.summary import summarize
 from sti_hf.planning.timeline import Timeline
 from sti_hf.planning.workload import Workload
-from sti_hf.shards.layout import FIDELITIES, KINDS, kinds_of
+from sti_hf.shards.layout import FIDELITIES, FULL, KINDS, kinds_of
 
 VERSION = 3
 
@@ -72,6 +72,11 @@ class ExecutionPlan:
     def is_whole(self) -> bool:
         """Whether the whole model runs."""
         return self.submodel == self.bits.shape
+
+    @cached_property
+    def is_full(self) -> bool:
+        """Whether every shard that runs does so at full fidelity."""
+        return bool(np.isin(self.bits, (0, FULL)).all())
 
     @property
     def predicted_latency(self) -> float:

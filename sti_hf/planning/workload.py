@@ -42,8 +42,9 @@ class Workload:
 
     @staticmethod
     def bucket(tokens: int) -> int:
-        """The token count that sequences of `tokens` tokens are planned for: the next power of two, at least 16."""
-        return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
+        """The token count that sequences of `tokens` tokens are planned for: the next power of two, at least 16; but 1
+        for one, as each further token of a text that is written."""
+        return 1 if tokens == 1 else max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
 
     def __str__(self) -> str:
         tokens = f"{self.tokens} token{'s' if self.tokens > 1 else ''}"

@@ -10,36 +10,65 @@ from contextlib import contextmanager
 
 import torch
 
+from sti_hf.config import STIConfig
 from sti_hf.errors import UnsupportedUseError
 from sti_hf.model import Architecture
 from sti_hf.planning import ExecutionPlan, Workload
+from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.guard import Guard
 from sti_hf.runtime.inference import Inference
 from sti_hf.runtime.plan_book import PlanBook
 from sti_hf.runtime.prepared import PreparedPlan
 from sti_hf.runtime.reads.streamer import ShardStreamer
 from sti_hf.runtime.reads.tables import Tables
-from sti_hf.runtime.timeline import RunTimeline
+from sti_hf.runtime.timeline import RunTimeline, with_following
 from sti_hf.runtime.watch import Watch
+from sti_hf.shards.store import ShardStore
 
 
 class Engine:
-    """Plans, reading and inferences of one model. `last_run` is the last inference that ended."""
+    """Plans, reading and inferences of the layers of a model, or of its vocabulary. Reading begins at once.
 
-    def __init__(self, architecture: Architecture, book: PlanBook, streamer: ShardStreamer, tables: Tables) -> None:
-        self.architecture, self.book, self.streamer, self.tables = architecture, book, streamer, tables
-        self.guard = Guard(functools.partial(_make_ready_after_fork, streamer))
+    `last_run` is the last inference that ended.
+
+    Args:
+        architecture: of the model.
+        book: its plans, of which the first is made ready.
+        store, path, rate_limit: what runs, how it is computed, and the bytes a second at which it is read (0: all).
+        following: what runs after it in a forward: that begins to read when all shards of this one have been.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        book: PlanBook,
+        store: ShardStore,
+        path: ComputePath,
+        rate_limit: float = 0.0,
+        following: Engine | None = None,
+    ) -> None:
+        wanted = book.wanted(book.first)
+        prepared = PreparedPlan(store, book.first, path, wanted=wanted, staging_budget=book.first.staging_budget)
+        self.streamer = ShardStreamer(store, prepared, rate_limit)
+        self.architecture, self.book, self.following = architecture, book, following
+        self.tables = Tables(store, rate_limit)
+        self.guard = Guard(functools.partial(_make_ready_after_fork, self.streamer))
         self.last_run: RunTimeline | None = None
         self._watch = Watch()
         self._inference: Inference | None = None
         self._most_buffered = 0
-        self._note_buffers(streamer.prepared)
+        self._note_buffers(prepared)
 
     @property
     def current(self) -> Inference | None:
         """The inference that this thread of this process runs. One that a thread of a parent process ran is gone."""
         inference = self._inference
         return inference if inference is not None and inference.is_of_this_thread() else None
+
+    @property
+    def runs_full(self) -> bool:
+        """Whether all that its plan runs is at full fidelity."""
+        return self.streamer.prepared.plan.is_full
 
     @contextmanager
     def turn(self) -> Iterator[bool]:
@@ -57,7 +86,9 @@ class Engine:
         begun = time.perf_counter()
         plan = self.book.plan_for(workload.tokens, submodel)
         self._adopt(plan, self.book)
-        inference = Inference(self.architecture, self.streamer, workload, begun, self.tables.bytes_read)
+        inference = Inference(
+            self.architecture, self.streamer, workload, begun, self.tables.bytes_read, self._begin_following
+        )
         try:
             self._inference = inference
             yield inference
@@ -69,10 +100,11 @@ class Engine:
             predicted = plan.first_latency if filling else self.book.predicted(plan, workload)
             self.last_run = inference.timeline(self.tables.bytes_read, predicted)
 
-    def note_total(self, seconds: float) -> None:
-        """Takes note of what the model's whole forward took around the last inference."""
+    def note_total(self, seconds: float, followed: RunTimeline | None = None) -> None:
+        """Takes note of what the model's whole forward took around the last inference, and the one that followed."""
         if self.last_run is not None:
-            self.last_run = dataclasses.replace(self.last_run, total=seconds)
+            run = self.last_run if followed is None else with_following(self.last_run, followed)
+            self.last_run = dataclasses.replace(run, total=seconds)
             if not self.book.is_pinned:
                 self._watch.note(self.last_run)
 
@@ -89,6 +121,10 @@ class Engine:
         with self.turn() as idle:
             if idle:
                 self.streamer.start()
+
+    def replan(self, config: STIConfig, tokens: int | None) -> None:
+        """Plans for another configuration from now on, first for so many tokens; or raises and changes nothing."""
+        self.rebook(self.book.replanned(config, tokens))
 
     def rebook(self, book: PlanBook) -> None:
         """Plans by another book from now on, and makes ready its first plan; completely, or not at all."""
@@ -125,6 +161,10 @@ class Engine:
         )
         self._note_buffers(prepared)
         streamer.adopt(prepared)
+
+    def _begin_following(self) -> None:
+        if self.following is not None and not self.runs_full:
+            self.following.prefetch()
 
     def _note_buffers(self, prepared: PreparedPlan) -> None:
         self._most_buffered = max(self._most_buffered, sum(prepared.sizes().values()))

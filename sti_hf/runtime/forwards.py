@@ -22,10 +22,14 @@ from sti_hf.runtime.inputs import (
     workload_of_states,
 )
 from sti_hf.runtime.reads.tables import Tables
+from sti_hf.runtime.timeline import RunTimeline
 
 
 class Forwards:
-    """What the guarded modules in a model call. They hold this, and it holds none of them."""
+    """What the guarded modules in a model call. They hold this, and it holds none of them.
+
+    `engine` runs the layers; the one that follows it, if one does, the strips of the vocabulary.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -102,10 +106,15 @@ class Forwards:
         _refuse_training(module)
         engine = self.engine
         with engine.turn(), torch.no_grad():
-            begun, before = time.perf_counter(), engine.last_run
+            begun, before, followed = time.perf_counter(), engine.last_run, _last_run(engine.following)
             yield
             if "sti" in module.__dict__ and engine.last_run is not before:
-                engine.note_total(time.perf_counter() - begun)
+                after = _last_run(engine.following)
+                engine.note_total(time.perf_counter() - begun, None if after is followed else after)
+
+
+def _last_run(engine: Engine | None) -> RunTimeline | None:
+    return None if engine is None else engine.last_run
 
 
 def _refuse_training(module: nn.Module) -> None:

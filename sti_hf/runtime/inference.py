@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,17 @@ class Inference:
     """Runs the steps of a plan in their order, each once: waits for its shards, lets it compute, releases them.
 
     It belongs to the thread that began it. `entered` tells whether the module that has the layers has begun.
+    `when_read` is called as soon as the shards of all steps are in memory.
     """
 
     def __init__(
-        self, architecture: Architecture, streamer: ShardStreamer, workload: Workload, begun: float, row_bytes: int
+        self,
+        architecture: Architecture,
+        streamer: ShardStreamer,
+        workload: Workload,
+        begun: float,
+        row_bytes: int,
+        when_read: Callable[[], object] = lambda: None,
     ) -> None:
         self.prepared, self.workload = streamer.prepared, workload
         self._thread = os.getpid(), threading.get_ident()
@@ -35,7 +43,7 @@ class Inference:
         self.entered = False
         self.embedding_seconds = 0.0
         self._architecture, self._streamer = architecture, streamer
-        self._begun, self._row_bytes = begun, row_bytes
+        self._begun, self._row_bytes, self._when_read = begun, row_bytes, when_read
         self._precision = LayerPrecision(self.path.torch_dtype)
         self._running: PreparedStep | None = None
         self._bits = np.zeros_like(self.plan.bits)
@@ -69,6 +77,8 @@ class Inference:
             )
         waited = self._wait_for_all() if step == 0 and self.plan.strategy == "load_exec" else 0.0
         waited += self._streamer.wait(step)
+        if step == len(self.layers) - 1:
+            self._when_read()
         prepared = self.prepared.step(step)
         self._bits[layer] = prepared.run_at(self._streamer.fidelities(step))
         self._architecture.prepare_layer(module, prepared.slices)

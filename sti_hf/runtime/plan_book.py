@@ -31,8 +31,8 @@ class PlanBook:
         self._announced_smaller = False
         self.first = self._planned(tokens)
 
-    def replanned(self, config: STIConfig, tokens: int) -> PlanBook:
-        """A book of plans for another configuration, whose first plan is for so many tokens."""
+    def replanned(self, config: STIConfig, tokens: int | None) -> PlanBook:
+        """A book of plans for another configuration, whose first plan is for so many tokens (None: its own)."""
         return PlanBook(self.planner, config, tokens)
 
     def pinned(self, plan: ExecutionPlan) -> PlanBook:

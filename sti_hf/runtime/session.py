@@ -10,19 +10,25 @@ from transformers import PreTrainedModel
 
 from sti_hf.config import STIConfig
 from sti_hf.errors import UnsupportedUseError
-from sti_hf.model import architecture_of
+from sti_hf.model import Architecture, architecture_of
+from sti_hf.model.vocabulary import VOCABULARY
 from sti_hf.planning import ExecutionPlan, Planner
+from sti_hf.planning.importance_file import DEFAULT_ORDER
 from sti_hf.runtime.attach import attach
 from sti_hf.runtime.engine import Engine
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.modules.part import StoredPart
 from sti_hf.runtime.plan_book import PlanBook
-from sti_hf.runtime.prepared import PreparedPlan
-from sti_hf.runtime.reads.streamer import ShardStreamer
-from sti_hf.runtime.reads.tables import Tables
+from sti_hf.runtime.shares import shared_out
 from sti_hf.runtime.timeline import RunTimeline
 from sti_hf.shards.store import ShardStore
+
+LAYERS = "layers"
+
+OF_VOCABULARY = {"importance": DEFAULT_ORDER, "submodels": "none", "fixed_plan": True, "refine": False}
+"""What is asked for of the vocabulary, whatever is of the layers: every word is needed, and the first ones, which most
+tokenizers number by frequency, have the most bits."""
 
 Reopening = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function that opens a model again, and its arguments: all of them can be pickled."""
@@ -32,6 +38,13 @@ class STISession(StoredPart):
     """Runs a model from its store. Reading begins at once; one forward runs at a time, other threads wait their turn.
 
     It closes at the end of a `with` block, or when neither the model nor a part of it is used any more.
+
+    Args:
+        store, config: what to run, and how.
+        planner: makes the plans of the layers.
+        path, rate_limit: how it is computed, and the bytes a second at which it is read (0: all).
+        vocabulary: makes the plans of the strips of the vocabulary, which shares T and S with the layers in proportion
+            to their weights. None: the model has none, or its table of full weights is streamed.
     """
 
     def __init__(
@@ -41,26 +54,36 @@ class STISession(StoredPart):
         planner: Planner,
         path: ComputePath,
         rate_limit: float = 0.0,
+        vocabulary: Planner | None = None,
     ) -> None:
-        self.store = store
+        self.store, self.config = store, config
         self.reopen: Callable[[Any], Reopening] | None = None
         self._model: weakref.ref[PreTrainedModel] | None = None
-        book = PlanBook(planner, config)
-        wanted = book.wanted(book.first)
-        prepared = PreparedPlan(store, book.first, path, wanted=wanted, staging_budget=book.first.staging_budget)
-        streamer = ShardStreamer(store, prepared, rate_limit)
-        streamer.start()
-        self._engine = Engine(architecture_of(store.stack.model_type), book, streamer, Tables(store, rate_limit))
-
-    @property
-    def config(self) -> STIConfig:
-        """What was asked for."""
-        return self._engine.book.config
+        self._vocabulary: Engine | None = None
+        self._strips = store.vocabulary if vocabulary is not None else None
+        if vocabulary is not None and self._strips is not None:
+            book = PlanBook(vocabulary, self._shares(config)[VOCABULARY])
+            # Strips are no heads: nothing of what the family does to its layers is theirs.
+            self._vocabulary = Engine(Architecture(), book, self._strips, path, rate_limit)
+        try:
+            book = PlanBook(planner, self._shares(config)[LAYERS])
+            architecture = architecture_of(store.stack.model_type)
+            self._engine = Engine(architecture, book, store, path, rate_limit, self._vocabulary)
+        except BaseException:
+            if self._vocabulary is not None:
+                self._vocabulary.close()
+            raise
+        self._engine.prefetch()
 
     @property
     def plan(self) -> ExecutionPlan:
-        """The plan that ran last, or will run next."""
+        """The plan of the layers that ran last, or will run next."""
         return self._engine.streamer.prepared.plan
+
+    @property
+    def vocabulary_plan(self) -> ExecutionPlan | None:
+        """The plan of the strips of the vocabulary, which run behind the layers; None where the model has none."""
+        return None if self._vocabulary is None else self._vocabulary.streamer.prepared.plan
 
     @property
     def last_run(self) -> RunTimeline | None:
@@ -75,11 +98,21 @@ class STISession(StoredPart):
         changes = {"target_latency": target_latency, "preload_budget": preload_budget}
         with self._engine.quiet_turn():
             config = self.config.replaced(**{name: v for name, v in changes.items() if v is not None})
-            self._engine.rebook(self._engine.book.replanned(config, self.plan.workload.tokens))
+            shares, tokens = self._shares(config), self.plan.workload.tokens
+            before = None if self._vocabulary is None else self._vocabulary.book
+            if self._vocabulary is not None:
+                self._vocabulary.replan(shares[VOCABULARY], None)
+            try:
+                self._engine.replan(shares[LAYERS], tokens)
+            except BaseException:
+                if self._vocabulary is not None and before is not None:
+                    self._vocabulary.rebook(before)
+                raise
+            self.config = config
             self._engine.prefetch()
 
     def use(self, plan: ExecutionPlan) -> None:
-        """Runs this plan from now on, whatever the number of tokens, until the next `replan`."""
+        """Runs this plan of the layers from now on, whatever the number of tokens, until the next `replan`."""
         with self._engine.quiet_turn():
             self._engine.rebook(self._engine.book.pinned(plan))
 
@@ -91,7 +124,10 @@ class STISession(StoredPart):
         """Bytes of weights in memory now: resident, preload, staging, working buffer; and the most there ever were."""
         model = None if self._model is None else self._model()
         resident = self._engine.tables.resident_bytes + (0 if model is None else tensor_bytes(model))
-        return {"resident": resident, **self._engine.buffer_sizes(), "peak": resident + self._engine.most_buffered}
+        sizes = [engine.buffer_sizes() for engine in self._engines]
+        buffers = {name: sum(each[name] for each in sizes) for name in sizes[0]}
+        most = sum(engine.most_buffered for engine in self._engines)
+        return {"resident": resident, **buffers, "peak": resident + most}
 
     @property
     def stored_weights(self) -> int:
@@ -100,7 +136,22 @@ class STISession(StoredPart):
 
     def close(self) -> None:
         """Stops reading and gives back memory, threads and files; the model cannot run any more."""
-        self._engine.close()
+        for engine in self._engines:
+            engine.close()
+
+    @property
+    def _engines(self) -> list[Engine]:
+        return [engine for engine in (self._engine, self._vocabulary) if engine is not None]
+
+    def _shares(self, config: STIConfig) -> dict[str, STIConfig]:
+        """What of T and of the budgets the layers have, and the vocabulary, where it runs from its strips."""
+        weights = {LAYERS: self.store.grid.weights}
+        if self._strips is not None:
+            weights[VOCABULARY] = self._strips.grid.weights
+        shares = shared_out(config, weights)
+        if VOCABULARY in shares:
+            shares[VOCABULARY] = shares[VOCABULARY].replaced(**OF_VOCABULARY)
+        return shares
 
     def __enter__(self) -> STISession:
         return self

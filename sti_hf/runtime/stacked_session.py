@@ -14,6 +14,7 @@ from sti_hf.model.stacks import stack_models
 from sti_hf.runtime.modules.part import StoredPart
 from sti_hf.runtime.modules.stored_model import take_methods
 from sti_hf.runtime.session import Reopening, STISession, reopening_of, tensor_bytes
+from sti_hf.runtime.shares import shared_out
 from sti_hf.shards.store import ShardStore
 
 
@@ -33,7 +34,7 @@ class StackedSession(StoredPart):
         self.stacks: dict[str, STISession] = {}
         self._model: weakref.ref[PreTrainedModel] | None = None
         try:
-            for path, share in shared_out(config, self.store).items():
+            for path, share in stack_shares(config, self.store).items():
                 self.stacks[path] = open_stack(store.stacks[path], share)
         except BaseException:
             self.close()
@@ -49,7 +50,7 @@ class StackedSession(StoredPart):
         before = {path: session.config for path, session in self.stacks.items()}
         replanned: list[str] = []
         try:
-            for path, share in shared_out(config, self.store).items():
+            for path, share in stack_shares(config, self.store).items():
                 replanned.append(path)
                 self.stacks[path].replan(share.target_latency, share.preload_budget)
         except BaseException:
@@ -122,19 +123,10 @@ class StackedSession(StoredPart):
         return 0 if model is None else tensor_bytes(model) - sum(map(tensor_bytes, stack_models(model).values()))
 
 
-def shared_out(config: STIConfig, store: ShardStore) -> dict[str, STIConfig]:
+def stack_shares(config: STIConfig, store: ShardStore) -> dict[str, STIConfig]:
     """The share that each stack of a store has of T and of the budgets: in proportion to its weights."""
-    weights = {path: stack.grid.weights for path, stack in store.stacks.items()}
-    shares = {path: count / sum(weights.values()) for path, count in weights.items()}
-    return {path: _share(config, share) for path, share in shares.items()}
+    return shared_out(config, {path: stack.grid.weights for path, stack in store.stacks.items()})
 
 
 def _refuse_to_reopen(part: Any) -> NoReturn:
     raise UnsupportedUseError("A part of a model cannot be copied or pickled by itself: copy the model.")
-
-
-def _share(config: STIConfig, share: float) -> STIConfig:
-    budgets = ("preload_budget", "staging_budget", "memory_budget")
-    bytes_of = {name: getattr(config, name) for name in budgets}
-    parts = {name: int(share * size) for name, size in bytes_of.items() if size is not None}
-    return config.replaced(target_latency=share * config.target_latency, **parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -57,6 +57,17 @@ class RunTimeline:
     def kept_target(self) -> bool:
         """Whether it ended within T."""
         return self.total <= self.target_latency
+
+
+def with_following(run: RunTimeline, followed: RunTimeline) -> RunTimeline:
+    """A run of the layers, with what the run that followed it read, and was expected and meant to take."""
+    known = run.predicted > 0 and followed.predicted > 0
+    return replace(
+        run,
+        bytes_read=run.bytes_read + followed.bytes_read,
+        predicted=run.predicted + followed.predicted if known else 0.0,
+        target_latency=run.target_latency + followed.target_latency,
+    )
 
 
 def run_timeline(

@@ -54,6 +54,8 @@ class StackIndex:
 
     `model_type` is that of the stack's own configuration. `slice_order[l][k]` is the checkpoint's head (and block of
     FFN neurons) that slice k of layer l holds. `checksums[l]` uint32 `[KINDS, M]` are the CRC-32C of layer l's pieces.
+    `vocabulary` has the strips of the linear over the vocabulary (`sti_hf.model.vocabulary`), which have no full
+    weights: those are a table.
     """
 
     model_type: str
@@ -64,6 +66,7 @@ class StackIndex:
     header_bytes: tuple[tuple[int, ...], ...]
     checksums: np.ndarray
     tables: dict[str, Table]
+    vocabulary: StackIndex | None = None
 
     def to_content(self) -> dict[str, Any]:
         """What of it JSON can hold."""
@@ -72,6 +75,7 @@ class StackIndex:
             "grid": asdict(self.grid),
             "tables": {name: asdict(table) for name, table in self.tables.items()},
             "checksums": [layer.astype("<u4").tobytes().hex() for layer in self.checksums],
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.to_content(),
         }
 
     @classmethod
@@ -80,6 +84,7 @@ class StackIndex:
         grid = content["grid"]
         cut = Grid(**{**grid, "rows": tuple((name, rows) for name, rows in grid["rows"])})
         packed = b"".join(bytes.fromhex(layer) for layer in content["checksums"])
+        vocabulary = content.get("vocabulary")
         return cls(
             model_type=content["model_type"],
             grid=cut,
@@ -92,6 +97,7 @@ class StackIndex:
                 name: Table(**{**table, "decoders": tuple(table["decoders"])})
                 for name, table in content["tables"].items()
             },
+            vocabulary=None if vocabulary is None else cls.from_content(vocabulary),
         )
 
 

@@ -50,6 +50,16 @@ def split_layer(
     return slices
 
 
+def split_vocabulary(weight: Tensor, grid: Grid, layer: int) -> Tensor:
+    """The strips of one layer of the vocabulary's `grid`, `[M, slice_rows, row_length]`, of its whole `weight`
+    `[words, row_length]`; zeros behind the last word."""
+    rows = grid.slices * grid.slice_rows
+    words = weight[layer * rows : (layer + 1) * rows]
+    strips = weight.new_zeros(rows, grid.row_length)
+    strips[: len(words)] = words
+    return strips.view(grid.slices, grid.slice_rows, grid.row_length)
+
+
 def join_layer(
     slices: Tensor, matrices: Sequence[Matrix], grid: Grid, slice_order: Sequence[int] | None = None
 ) -> dict[str, Tensor]:

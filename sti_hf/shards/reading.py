@@ -45,10 +45,10 @@ def read_full_layer(store: ShardStore, layer: int) -> Tensor:
 
     Raises `StoreError` where a piece is damaged, or the store was written without them.
     """
-    if store.index.full_dtype is None:
+    if store.full_dtype is None:
         raise StoreError(f"The store {store.path} has no full weights; shard the model again, without --no-full.")
     pieces = [read_piece(store, layer, FULL_PIECE, index) for index in range(store.grid.slices)]
-    weights = torch.from_numpy(np.stack(pieces)).view(getattr(torch, store.index.full_dtype))
+    weights = torch.from_numpy(np.stack(pieces)).view(getattr(torch, store.full_dtype))
     return weights.view(store.grid.slices, store.grid.slice_rows, store.grid.row_length)
 
 

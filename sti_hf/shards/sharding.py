@@ -18,7 +18,7 @@ from sti_hf import native
 from sti_hf.errors import SourceError, UnsupportedModelError
 from sti_hf.model.stacks import STACKED, stack_models, stack_prefix
 from sti_hf.process_memory import page_out
-from sti_hf.shards.index import INDEX_FILE, StoreIndex, Table
+from sti_hf.shards.index import INDEX_FILE, StackIndex, StoreIndex, Table
 from sti_hf.shards.permissions import EVERYBODY
 from sti_hf.shards.quantizers import Quantizer
 from sti_hf.shards.safetensors_file import SafetensorsWriter
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SHARDS_FILE = "shards-{:05d}-of-{:05d}.safetensors"
 ONE_SHARDS_FILE = SHARDS_FILE.format(1, 1)
 """Of a model with one stack."""
+
+VOCABULARY_FILE = "vocabulary-{:05d}-of-{:05d}.safetensors"
 
 
 def write_store(
@@ -64,20 +66,25 @@ def write_store(
         tables = _write_tables(stacks, folder)
         _write_resident(model, stacks, folder)
         layers: dict[str, list[WrittenLayer]] = {}
+        vocabularies: dict[str, StackIndex | None] = {}
         for path, stack in stacks.items():
             chosen = quantizer[path] if isinstance(quantizer, Mapping) else quantizer
             before = sum(map(len, layers.values()))
             layers[path] = stack.write_layers(folder, chosen, full, partial(_count_on, progress, before))
+            vocabularies[path] = stack.write_vocabulary(folder, chosen.vocabulary)
         _write_config(model, stacks, folder, quantizer_name)
         extra_files(folder)
-        names = (RESIDENT_FILE, TABLES_FILE, *(stack.shards_file for stack in stacks.values()))
+        files = [stack.shards_file for stack in stacks.values()]
+        files += [stacks[path].vocabulary_file for path, written in vocabularies.items() if written is not None]
         index = StoreIndex(
             model_type=model.config.model_type,
             quantizer=quantizer_name,
             has_scales=any(layer.has_scales for written in layers.values() for layer in written),
             full_dtype=str(dtype).removeprefix("torch.") if full else None,
-            stacks={path: stack.index(layers[path], tables[path]) for path, stack in stacks.items()},
-            files={name: (folder / name).stat().st_size for name in names},
+            stacks={
+                path: stack.index(layers[path], tables[path], vocabularies[path]) for path, stack in stacks.items()
+            },
+            files={name: (folder / name).stat().st_size for name in (RESIDENT_FILE, TABLES_FILE, *files)},
             resident_checksum=native.crc32c((folder / RESIDENT_FILE).read_bytes()),
             fingerprint=fingerprint(model.state_dict()),
         )
@@ -103,7 +110,13 @@ def _stacks(model: PreTrainedModel, slice_order: Sequence[Sequence[int]] | None)
             f"{type(model).__name__} has {len(models)} stacks, and an order of slices is for one."
         )
     return {
-        path: StackWriter(each, stack_prefix(model, path), SHARDS_FILE.format(number, len(models)), slice_order)
+        path: StackWriter(
+            each,
+            stack_prefix(model, path),
+            SHARDS_FILE.format(number, len(models)),
+            VOCABULARY_FILE.format(number, len(models)),
+            slice_order,
+        )
         for number, (path, each) in enumerate(models.items(), 1)
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ from sti_hf.forking import cached_property
 from sti_hf.model import get_architecture
 from sti_hf.model.architecture import WORD_EMBEDDINGS, base_prefix
 from sti_hf.model.fused import in_parts
+from sti_hf.model.grid import Grid
+from sti_hf.model.vocabulary import vocabulary_grid
 from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.index import StackIndex, Table
-from sti_hf.shards.partition import permute_biases, split_layer
+from sti_hf.shards.partition import permute_biases, split_layer, split_vocabulary
 from sti_hf.shards.quantizers import Quantizer
 from sti_hf.shards.safetensors_file import SafetensorsWriter
 from sti_hf.shards.writing import WrittenLayer, write_layer, write_table
@@ -33,16 +36,22 @@ class StackWriter:
     Args:
         model: the stack, as a model of its own.
         prefix: what its parameters' names begin with in the whole model.
-        shards_file: name of the file for its layers.
+        shards_file, vocabulary_file: names of the files for its layers, and for the strips of its vocabulary.
         slice_order: order of the slices of every layer; None: the checkpoint's.
 
     Raises `UnsupportedModelError` where the layers are not where the family has them.
     """
 
     def __init__(
-        self, model: PreTrainedModel, prefix: str, shards_file: str, slice_order: Sequence[Sequence[int]] | None
+        self,
+        model: PreTrainedModel,
+        prefix: str,
+        shards_file: str,
+        vocabulary_file: str,
+        slice_order: Sequence[Sequence[int]] | None,
     ) -> None:
-        self.model, self.prefix, self.shards_file = model, prefix, shards_file
+        self.model, self.prefix = model, prefix
+        self.shards_file, self.vocabulary_file = shards_file, vocabulary_file
         self.architecture = get_architecture(model.config)
         self.grid = self.architecture.grid(model.config)
         order = slice_order or [range(self.grid.slices)] * self.grid.layers
@@ -116,13 +125,41 @@ class StackWriter:
                 progress(layer + 1)
         return written
 
-    def index(self, layers: Sequence[WrittenLayer], tables: dict[str, Table]) -> StackIndex:
+    def write_vocabulary(self, folder: Path, quantizer: Quantizer) -> StackIndex | None:
+        """Writes the strips of its linear over the vocabulary; their index, None where it has no such linear."""
+        decoders = self._decoders()
+        weight = _weight(self.model, decoders[0]) if decoders else None
+        grid = None if weight is None else vocabulary_grid(*weight.shape)
+        if weight is None or grid is None:
+            return None
+        written = []
+        with SafetensorsWriter(folder / self.vocabulary_file, grid.layers) as writer:
+            for layer in range(grid.layers):
+                strips = split_vocabulary(weight, grid, layer).float()
+                written.append(write_layer(writer, layer, quantizer.quantize_layer(layer, strips, grid), None))
+        page_out(weight)
+        return self._index(grid, [tuple(range(grid.slices))] * grid.layers, self.vocabulary_file, written, {})
+
+    def index(
+        self, layers: Sequence[WrittenLayer], tables: dict[str, Table], vocabulary: StackIndex | None
+    ) -> StackIndex:
         """The index of what was written."""
+        index = self._index(self.grid, self.slice_order, self.shards_file, layers, tables)
+        return replace(index, vocabulary=vocabulary)
+
+    def _index(
+        self,
+        grid: Grid,
+        slice_order: Sequence[tuple[int, ...]],
+        file: str,
+        layers: Sequence[WrittenLayer],
+        tables: dict[str, Table],
+    ) -> StackIndex:
         return StackIndex(
             model_type=self.model.config.model_type,
-            grid=self.grid,
-            slice_order=tuple(self.slice_order),
-            layer_files=(self.shards_file,) * self.grid.layers,
+            grid=grid,
+            slice_order=tuple(slice_order),
+            layer_files=(file,) * grid.layers,
             layer_offsets=tuple(layer.offset for layer in layers),
             header_bytes=tuple(layer.header_bytes for layer in layers),
             checksums=np.stack([layer.checksums for layer in layers]),

@@ -8,7 +8,7 @@ A store is a folder that is also a valid Hub repository:
 - `embeddings.safetensors`: tables that are read by row (word and position embeddings, heads over the vocabulary),
   each with a CRC-32C for every row;
 - `shards-*.safetensors`: one uint8 tensor for every layer, laid out as `layout.LayerLayout` says; a file for each
-  stack;
+  stack; `vocabulary-*.safetensors` the same of the linear over the vocabulary;
 - `sti.json`: the index (`StoreIndex`), with a CRC-32C of every piece and one of itself.
 """
 
@@ -35,13 +35,17 @@ class ShardStore:
     """A store that is open for reading: headers only, no weights.
 
     One of a model with several stacks is used stack by stack: `stacks` has, for each, the same store with only that
-    one (`stack`, `grid`, `layouts`, ...), which the store itself has where there is no other.
+    one (`stack`, `grid`, `layouts`, ...), which the store itself has where there is no other. And `vocabulary` is the
+    same store with the strips of the vocabulary in place of the layers.
     """
 
-    def __init__(self, path: Path, index: StoreIndex, stack_name: str | None = None) -> None:
+    def __init__(
+        self, path: Path, index: StoreIndex, stack_name: str | None = None, is_vocabulary: bool = False
+    ) -> None:
         self.path = path
         self.index = index
         self.stack_name = next(iter(index.stacks)) if len(index.stacks) == 1 else stack_name
+        self.is_vocabulary = is_vocabulary
 
     @classmethod
     def open(cls, path: str | Path) -> ShardStore:
@@ -67,7 +71,7 @@ class ShardStore:
                     f"have {size}; copy it again or shard the model again."
                 )
         store = cls(path, index)
-        for each in store.stacks.values():
+        for each in store.parts:
             _check_places(each)
         return store
 
@@ -81,6 +85,19 @@ class ShardStore:
         return {name: ShardStore(self.path, self.index, name) for name in self.index.stacks}
 
     @property
+    def parts(self) -> list[ShardStore]:
+        """This store with each of its stacks, and with each of their vocabularies."""
+        stacks = list(self.stacks.values())
+        return stacks + [stack.vocabulary for stack in stacks if stack.vocabulary is not None]
+
+    @cached_property
+    def vocabulary(self) -> ShardStore | None:
+        """This store with the strips of its stack's vocabulary; None where there are none."""
+        if self.is_vocabulary or self.stack.vocabulary is None:
+            return None
+        return ShardStore(self.path, self.index, self.stack_name, is_vocabulary=True)
+
+    @property
     def stack(self) -> StackIndex:
         """The index of its stack. Raises `UnsupportedModelError` where there are several."""
         if self.stack_name is None:
@@ -88,7 +105,16 @@ class ShardStore:
                 f"The model of the store {self.path} has the stacks {' and '.join(self.index.stacks)}, and this is "
                 "for models with one."
             )
-        return self.index.stacks[self.stack_name]
+        stack = self.index.stacks[self.stack_name]
+        if not self.is_vocabulary:
+            return stack
+        assert stack.vocabulary is not None
+        return stack.vocabulary
+
+    @property
+    def full_dtype(self) -> str | None:
+        """Dtype of its full weights; None where there are none."""
+        return None if self.is_vocabulary else self.index.full_dtype
 
     @property
     def grid(self) -> Grid:
@@ -109,7 +135,7 @@ class ShardStore:
     @cached_property
     def layouts(self) -> tuple[LayerLayout, ...]:
         """Byte layout of every layer."""
-        itemsize = ITEMSIZE[self.index.full_dtype] if self.index.full_dtype else 0
+        itemsize = ITEMSIZE[self.full_dtype] if self.full_dtype else 0
         return tuple(
             LayerLayout(self.grid, offset, header_bytes, itemsize, self.index.has_scales)
             for offset, header_bytes in zip(self.stack.layer_offsets, self.stack.header_bytes, strict=True)
@@ -118,7 +144,7 @@ class ShardStore:
     @property
     def fidelities(self) -> tuple[int, ...]:
         """The fidelities this store holds."""
-        return FIDELITIES if self.index.full_dtype else tuple(bits for bits in FIDELITIES if bits != FULL)
+        return FIDELITIES if self.full_dtype else tuple(bits for bits in FIDELITIES if bits != FULL)
 
     def layer_path(self, layer: int) -> Path:
         """The file that holds layer `layer`."""

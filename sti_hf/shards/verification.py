@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sti_hf import native
+from sti_hf.model.vocabulary import VOCABULARY
 from sti_hf.shards.index import Table
 from sti_hf.shards.layout import piece_name
 from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore
@@ -37,12 +38,12 @@ def _checks(store: ShardStore) -> Iterator[tuple[int, list[Damage]]]:
     resident = (store.path / RESIDENT_FILE).read_bytes()
     intact = native.crc32c(resident) == store.index.resident_checksum
     yield len(resident), [] if intact else [Damage(RESIDENT_FILE, 0, "resident weights")]
-    for stack in store.stacks.values():
-        for name, table in stack.stack.tables.items():
-            yield table.rows * table.row_bytes, _damaged_rows(stack, name, table)
-        for layer, layout in enumerate(stack.layouts):
-            region = np.memmap(stack.layer_path(layer), np.uint8, "r", layout.offset, (layout.region_bytes,))
-            yield layout.region_bytes, _damaged_pieces(stack, layer, region)
+    for part in store.parts:
+        for name, table in part.stack.tables.items():
+            yield table.rows * table.row_bytes, _damaged_rows(part, name, table)
+        for layer, layout in enumerate(part.layouts):
+            region = np.memmap(part.layer_path(layer), np.uint8, "r", layout.offset, (layout.region_bytes,))
+            yield layout.region_bytes, _damaged_pieces(part, layer, region)
 
 
 def _damaged_rows(store: ShardStore, name: str, table: Table) -> list[Damage]:
@@ -59,6 +60,7 @@ def _damaged_pieces(store: ShardStore, layer: int, region: np.ndarray) -> list[D
         start = offset - layout.offset
         piece = region[start : start + layout.piece_bytes[kind, index]]
         if native.crc32c(piece) != store.stack.checksums[layer, kind, index]:
-            shard = f"shard ({layer}, {index})" + (f" of {store.stack_name}" if store.stack_name else "")
+            owner = VOCABULARY if store.is_vocabulary else store.stack_name
+            shard = f"shard ({layer}, {index})" + (f" of {owner}" if owner else "")
             damage.append(Damage(store.stack.layer_files[layer], int(offset), f"{piece_name(kind)} of {shard}"))
     return damage

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.modules.part import StoredPart
+from sti_hf.runtime.vocabulary import logits_of
 
 
 class StreamedDecoder(StoredPart, nn.Module):
-    """A language-model head over the vocabulary, streamed from the store's `table` in blocks of rows."""
+    """A language-model head over the vocabulary: run from its strips, or, where they are not planned for or the layers
+    run at full fidelity, streamed from the store's `table` in blocks of rows."""
 
     def __init__(self, linear: nn.Linear, table: str, forwards: Forwards) -> None:
         super().__init__()
@@ -37,7 +39,11 @@ class StreamedDecoder(StoredPart, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[..., in_features]` to logits `[..., out_features]`."""
-        logits = x.new_empty(*x.shape[:-1], self.out_features)
-        for first, block in self._forwards.tables[self.table].blocks():
-            logits[..., first : first + len(block)] = x @ block.to(x).t()
+        following = self._forwards.engine.following
+        if following is None or self._forwards.engine.runs_full:
+            logits = x.new_empty(*x.shape[:-1], self.out_features)
+            for first, block in self._forwards.tables[self.table].blocks():
+                logits[..., first : first + len(block)] = x @ block.to(x).t()
+        else:
+            logits = logits_of(following, self, x, self.out_features)
         return logits if self.bias is None else logits + self.bias

@@ -71,6 +71,12 @@ class Quantizer(Protocol):
         """Quantizes layer `layer`, whose shards are float32 `[M, slice_rows, row_length]` in slice order."""
         ...
 
+    @property
+    def vocabulary(self) -> Quantizer:
+        """That of the strips of the model's vocabulary, which are shards of layers too; row scales it has as this one
+        has them."""
+        ...
+
 
 def codebooks_of_means(sums: Tensor, counts: Tensor) -> dict[int, Tensor]:
     """Codebooks of every fidelity whose values are the means of the weights that share a code.

@@ -19,6 +19,11 @@ class GoboQuantizer:
     equal population, whose means are the codebook. Quantile bins nest: the bin among 4 is the top of the bin among 64.
     """
 
+    @property
+    def vocabulary(self) -> GoboQuantizer:
+        """See `Quantizer`: this one."""
+        return self
+
     def quantize_layer(self, layer: int, shards: Tensor, grid: Grid) -> QuantizedLayer:
         """See `Quantizer`. One codebook serves all matrices of a shard; there are no row scales."""
         quantized = [self._quantize_shard(shard, grid) for shard in shards]

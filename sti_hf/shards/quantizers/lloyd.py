@@ -27,6 +27,11 @@ class LloydQuantizer:
     (Lloyd-Max), each of whose cells is then split in the best two, down to 64. Few outliers are kept exactly.
     """
 
+    @property
+    def vocabulary(self) -> LloydQuantizer:
+        """See `Quantizer`: this one."""
+        return self
+
     def quantize_layer(self, layer: int, shards: Tensor, grid: Grid) -> QuantizedLayer:
         """See `Quantizer`."""
         codes = torch.empty(shards.shape, dtype=torch.uint8)

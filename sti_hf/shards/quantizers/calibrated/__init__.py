@@ -25,13 +25,14 @@ from sti_hf.model.layer_runner import Inputs
 from sti_hf.process_memory import page_out, return_freed_memory
 from sti_hf.shards.layout import FIDELITIES, FULL
 from sti_hf.shards.partition import join_layer, split_layer, write_slice
-from sti_hf.shards.quantizers.base import QuantizedLayer, collect_outliers
+from sti_hf.shards.quantizers.base import QuantizedLayer, Quantizer, collect_outliers
 from sti_hf.shards.quantizers.calibrated.forward_passes import CalibrationPass
 from sti_hf.shards.quantizers.calibrated.frozen_linear import fast_dtype, frozen_linears
 from sti_hf.shards.quantizers.calibrated.nested_fit import BITS, MOMENT_BITS, FittedLayer, fit_layer
 from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights
 from sti_hf.shards.quantizers.calibrated.scale_tuning import ScaleTuner
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
+from sti_hf.shards.quantizers.lloyd import LloydQuantizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +47,11 @@ class CalibratedQuantizer:
     def __init__(self, scratch: Scratch, slice_indices: Sequence[dict[bytes, int]]) -> None:
         self._scratch = scratch
         self._slice_indices = slice_indices
+
+    @property
+    def vocabulary(self) -> Quantizer:
+        """See `Quantizer`."""
+        return LloydQuantizer()
 
     def quantize_layer(self, layer: int, shards: Tensor, grid: Grid) -> QuantizedLayer:
         """See `Quantizer`. Slices may come in any order: each is known by its weights.
