@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from sti_hf.config import ALLOCATORS, COMPUTE_DTYPES, STRATEGIES, STIConfig
 from sti_hf.integrations.device_profiles import device_profile
-from sti_hf.planning import DeviceProfile, ExecutionPlan
+from sti_hf.planning import DeviceProfile
 from sti_hf.planning.request import SUBMODELS
 from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.store import ShardStore, is_store, store_defaults
@@ -108,10 +108,9 @@ def measured_profile(
     return profile
 
 
-def print_by_stack(parts: Mapping[str, DeviceProfile | ExecutionPlan]) -> None:
-    """Prints, for a script, the part of each stack of a store by its path; where it has one, that alone."""
-    by_stack = {path: part.to_json() for path, part in parts.items()}
-    print(by_stack.get("") or json.dumps({path: json.loads(text) for path, text in by_stack.items()}))
+def print_by_stack(parts: Mapping[str, str]) -> None:
+    """Prints, for a script, the JSON of each stack of a store by its path; where it has one, that alone."""
+    print(parts.get("") or json.dumps({path: json.loads(text) for path, text in parts.items()}))
 
 
 def print_json(content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_by_stack, sti_config
@@ -10,8 +11,11 @@ from sti_hf.config import STIConfig
 from sti_hf.drawing import draw_plan, terminal
 from sti_hf.errors import InfeasibleLatencyError
 from sti_hf.integrations.store_planner import StorePlanner
+from sti_hf.model.vocabulary import VOCABULARY
 from sti_hf.planning import ExecutionPlan, make_plan, missed_target
+from sti_hf.runtime.shares import LAYERS, part_shares
 from sti_hf.runtime.stacked_session import stack_shares
+from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 
 
@@ -25,21 +29,42 @@ def run(options: argparse.Namespace) -> int:
     config = sti_config(options)
     store = ShardStore.open(options.store)
     shares = stack_shares(config, store)
-    plans = {name: _plan(options, stack, shares[name]) for name, stack in store.stacks.items()}
+    plans = {name: _plans(options, stack, shares[name]) for name, stack in store.stacks.items()}
     if options.json:
-        print_by_stack(plans)
+        print_by_stack({name: _json(parts) for name, parts in plans.items()})
         return 0
     console = terminal()
-    for name, plan in plans.items():
-        if name:
-            console.print(name)
-        draw_plan(console, plan)
+    for name, parts in plans.items():
+        for part, plan in parts.items():
+            heading = part if len(parts) > 1 else name
+            if heading:
+                console.print(heading)
+            draw_plan(console, plan)
     return 0
 
 
-def _plan(options: argparse.Namespace, store: ShardStore, config: STIConfig) -> ExecutionPlan:
-    """The plan for a stack."""
+def _plans(options: argparse.Namespace, store: ShardStore, config: STIConfig) -> dict[str, ExecutionPlan]:
+    """The plans for the layers of a stack and, where it runs in strips, for its vocabulary."""
     planner = StorePlanner(store, measured_profile(options, store, config.compute_dtype))
+    strips = planner.vocabulary.store if planner.vocabulary is not None and config.fidelity != FULL else None
+    shares = part_shares(config, store, strips)
+    plans = {LAYERS: _plan(planner, shares[LAYERS])}
+    if planner.vocabulary is not None and VOCABULARY in shares and not plans[LAYERS].is_full:
+        plans[VOCABULARY] = _plan(planner.vocabulary, shares[VOCABULARY])
+    return plans
+
+
+def _json(parts: dict[str, ExecutionPlan]) -> str:
+    """The layers' plan, with that of the vocabulary in it."""
+    text = parts[LAYERS].to_json()
+    return (
+        text
+        if VOCABULARY not in parts
+        else json.dumps({**json.loads(text), VOCABULARY: json.loads(parts[VOCABULARY].to_json())})
+    )
+
+
+def _plan(planner: StorePlanner, config: STIConfig) -> ExecutionPlan:
     plan = make_plan(planner.request(config, planner.workload(config)))
     if config.strict and not plan.feasible:
         raise InfeasibleLatencyError(missed_target(plan))

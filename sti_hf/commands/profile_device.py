@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         name: measured_profile(options, stack, options.compute_dtype, measure=True) for name, stack in stacks.items()
     }
     if options.json:
-        print_by_stack(profiles)
+        print_by_stack({name: profile.to_json() for name, profile in profiles.items()})
         return 0
     for name, profile in profiles.items():
         _show(stacks[name], profile, kept_profile_path(stacks[name], options.compute_dtype))

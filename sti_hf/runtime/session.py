@@ -13,22 +13,15 @@ from sti_hf.errors import UnsupportedUseError
 from sti_hf.model import Architecture, architecture_of
 from sti_hf.model.vocabulary import VOCABULARY
 from sti_hf.planning import ExecutionPlan, Planner
-from sti_hf.planning.importance_file import DEFAULT_ORDER
 from sti_hf.runtime.attach import attach
 from sti_hf.runtime.engine import Engine
 from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.modules.part import StoredPart
 from sti_hf.runtime.plan_book import PlanBook
-from sti_hf.runtime.shares import shared_out
+from sti_hf.runtime.shares import LAYERS, part_shares
 from sti_hf.runtime.timeline import RunTimeline
 from sti_hf.shards.store import ShardStore
-
-LAYERS = "layers"
-
-OF_VOCABULARY = {"importance": DEFAULT_ORDER, "submodels": "none", "fixed_plan": True, "refine": False}
-"""What is asked for of the vocabulary, whatever is of the layers: every word is needed, and the first ones, which most
-tokenizers number by frequency, have the most bits."""
 
 Reopening = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function that opens a model again, and its arguments: all of them can be pickled."""
@@ -145,13 +138,7 @@ class STISession(StoredPart):
 
     def _shares(self, config: STIConfig) -> dict[str, STIConfig]:
         """What of T and of the budgets the layers have, and the vocabulary, where it runs from its strips."""
-        weights = {LAYERS: self.store.grid.weights}
-        if self._strips is not None:
-            weights[VOCABULARY] = self._strips.grid.weights
-        shares = shared_out(config, weights)
-        if VOCABULARY in shares:
-            shares[VOCABULARY] = shares[VOCABULARY].replaced(**OF_VOCABULARY)
-        return shares
+        return part_shares(config, self.store, self._strips)
 
     def __enter__(self) -> STISession:
         return self
