@@ -43,7 +43,7 @@ def store_for(config: PreTrainedConfig, store: ShardStore) -> ShardStore:
 
 def _check_stack(config: PreTrainedConfig, store: ShardStore) -> None:
     architecture = get_architecture(config)
-    sizes = _sizes(store)
+    sizes = _sizes(store, architecture.head_size(config))
     asked_sizes = {field: getattr(config, field, stored) for field, stored in sizes.items()}
     sizes[architecture.ffn_size] = store.grid.matrix_rows["up"] * store.grid.slices
     asked_sizes[architecture.ffn_size] = architecture.ffn_neurons(config)
@@ -56,13 +56,14 @@ def _check_stack(config: PreTrainedConfig, store: ShardStore) -> None:
             )
 
 
-def _sizes(store: ShardStore) -> dict[str, Any]:
-    """What the fields of a configuration must be."""
+def _sizes(store: ShardStore, head_size: int) -> dict[str, Any]:
+    """What the fields of a configuration with heads of that size must be."""
     grid, tables, rows = store.grid, store.stack.tables, store.grid.matrix_rows
+    keys = grid.slices if grid.droppable else grid.slices * rows["k"] // head_size
     sizes = {
         "num_hidden_layers": grid.layers,
-        "num_key_value_heads": grid.slices,
-        "num_attention_heads": grid.slices * rows["q"] // rows["k"],
+        "num_key_value_heads": keys,
+        "num_attention_heads": keys * rows["q"] // rows["k"],
         "hidden_size": grid.row_length,
     }
     words, positions = tables.get(WORD_EMBEDDINGS), tables.get(POSITION_EMBEDDINGS)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from sti_hf.errors import UnsupportedUseError
-from sti_hf.model import Architecture
+from sti_hf.model import Architecture, Grid
 from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.runtime.guard import Guard
 from sti_hf.runtime.inference import Inference
@@ -34,6 +34,11 @@ class Engine:
         self._inference: Inference | None = None
         self._most_buffered = 0
         self._note_buffers(streamer.prepared)
+
+    @property
+    def grid(self) -> Grid:
+        """The cut of the stack that runs."""
+        return self.streamer.prepared.store.grid
 
     @property
     def current(self) -> Inference | None:

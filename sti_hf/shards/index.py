@@ -79,11 +79,14 @@ class StackIndex:
         """Reads what `to_content` gave."""
         grid = content["grid"]
         cut = Grid(**{**grid, "rows": tuple((name, rows) for name, rows in grid["rows"])})
+        order = tuple(map(tuple, content["slice_order"]))
+        if not cut.droppable and any(each != tuple(range(cut.slices)) for each in order):
+            raise ValueError("slices in another order that mean something only together")
         packed = b"".join(bytes.fromhex(layer) for layer in content["checksums"])
         return cls(
             model_type=content["model_type"],
             grid=cut,
-            slice_order=tuple(map(tuple, content["slice_order"])),
+            slice_order=order,
             layer_files=tuple(content["layer_files"]),
             layer_offsets=tuple(content["layer_offsets"]),
             header_bytes=tuple(map(tuple, content["header_bytes"])),
