@@ -50,8 +50,8 @@ class StackWriter:
         self.slice_order = [tuple(map(int, layer)) for layer in order]
         if not self.grid.droppable and any(each != tuple(range(self.grid.slices)) for each in self.slice_order):
             raise UnsupportedModelError(
-                f"The slices of this {model.config.model_type} model have one order only: its layers cannot do without "
-                "some of their heads."
+                f"The slices of this {model.config.model_type} model have one order only: its layers cannot do "
+                "without some of their heads."
             )
 
     def in_parts(self) -> AbstractContextManager[None]:

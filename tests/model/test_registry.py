@@ -101,7 +101,7 @@ def test_grid(model_type: str) -> None:
         ),
         ({"num_attention_heads": 3, "head_dim": 256, "hidden_size": 768, "intermediate_size": 1152}, 8, (96, 32, 144)),
         ({"num_attention_heads": 3, "head_dim": 12, "hidden_size": 24, "intermediate_size": 42}, 6, (6, 2, 7)),
-        ({"num_attention_heads": 1, "head_dim": 7, "hidden_size": 8, "intermediate_size": 9}, 1, (7, 7, 9)),
+        ({"num_attention_heads": 1, "head_dim": 14, "hidden_size": 8, "intermediate_size": 9}, 1, (14, 14, 9)),
     ],
     ids=["Gemma 3 270M", "EmbeddingGemma", "sixths", "nothing in common"],
 )

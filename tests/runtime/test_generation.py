@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from sti_hf.errors import UnsupportedUseError
+from sti_hf.errors import PlanError, UnsupportedUseError
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 from tests.model.submodels import cut_down
@@ -114,6 +114,19 @@ def test_a_submodel_writes_what_a_stock_model_without_the_rest_writes(stock: Any
     rest = cut_down(stock, 2, slices, [list(range(store.grid.slices))] * LAYERS)
     expected = rest.generate(**prompts(), **SETTINGS, max_new_tokens=16)
     assert torch.equal(model.generate(**prompts(), **SETTINGS, max_new_tokens=16), expected)
+    model.sti.close()
+
+
+def test_slices_that_are_not_droppable_are_never_left_out(stock: Any, store: ShardStore) -> None:
+    if store.grid.droppable:
+        return
+    with pytest.raises(PlanError, match="layers can only run whole"):
+        running(store, plan_of(store, whole(store, 2, store.grid.slices - 1)))
+    model = running(store, plan_of(store, whole(store, 2, store.grid.slices)))
+    plan = model.sti.plan
+    with pytest.raises(PlanError, match="layers can only run whole"):
+        model.sti.use(plan_of(store, whole(store, 1, 1)))
+    assert model.sti.plan is plan
     model.sti.close()
 
 
