@@ -27,7 +27,7 @@ others, which write heads or neurons, it is rows."""
 
 
 FINEST = 8
-"""Slices of a layer whose heads cannot be dropped, at most: finer ones would be read in very small pieces."""
+"""Slices, at most, of a layer that cannot do without some of its heads: finer ones would be read in small pieces."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Architecture:
     """Name of the configuration's field for the number of FFN neurons of a layer."""
 
     droppable_heads: ClassVar[bool] = True
-    """A layer is one without a head where that is left out. Not so where a norm goes over all heads."""
+    """Whether a layer can do without some of its heads. Not where a norm goes over all of them."""
 
     skips_padding: ClassVar[bool] = False
     """Positions are counted over tokens that are not padding, from behind the padding token's id."""

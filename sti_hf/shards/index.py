@@ -53,7 +53,8 @@ class StackIndex:
     """The shards of one stack of a model. Sizes are bytes, offsets count from the start of a file.
 
     `model_type` is that of the stack's own configuration. `slice_order[l][k]` is the checkpoint's head (and block of
-    FFN neurons) that slice k of layer l holds. `checksums[l]` uint32 `[KINDS, M]` are the CRC-32C of layer l's pieces.
+    FFN neurons) that slice k of layer l holds; where slices are not droppable, k. `checksums[l]` uint32
+    `[KINDS, M]` are the CRC-32C of layer l's pieces.
     """
 
     model_type: str
