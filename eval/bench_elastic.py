@@ -157,6 +157,8 @@ def _check(name: str, store: ShardStore, options: argparse.Namespace) -> None:
     ):
         if not all(1 <= value <= most for value in values):
             raise ValueError(f"{name} has {most} {what}, so submodels cannot have {max(values)}; name others.")
+    if not set(options.widths) <= set(store.grid.widths):
+        raise ValueError(f"Submodels of {name} have all {store.grid.slices} slices; name that width.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,15 +20,21 @@ _SIZES = {
     "hidden_size": HIDDEN,
     "intermediate_size": FFN,
 }
-_LLAMAS = ("llama", "smollm3", "mistral", "qwen2", "qwen3", "granite", "phi3", "gemma", "gemma2", "gemma3_text")
+_LLAMAS = (
+    *("llama", "smollm3", "mistral", "qwen2", "qwen3", "granite", "phi3"),
+    *("gemma", "gemma2", "gemma3_text", "olmo2", "olmo3"),
+)
 DECODERS = (*_LLAMAS, "gpt2", "gpt_neox", "opt")
 """Families of language models."""
 
 GATED = frozenset({"nomic_bert", "gte", "eurobert", "modernbert", *_LLAMAS})
 """Families whose FFNs have a gate."""
 
-KEY_VALUE_HEADS = {"eurobert": 2, **dict.fromkeys(_LLAMAS, 2)}
+KEY_VALUE_HEADS = {"eurobert": 2, **dict.fromkeys(_LLAMAS, 2), "gemma": 1}
 """Of families whose query heads share keys and values."""
+
+UNDROPPABLE = ("gemma", "olmo2", "olmo3")
+"""Families whose slices are not droppable: heads share all keys, as in Gemma 2B, or norms go over all heads."""
 
 _SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
@@ -59,11 +65,11 @@ _FAMILY = {
     **{
         name: {
             **_SIZES,
-            "num_key_value_heads": 2,
+            "num_key_value_heads": KEY_VALUE_HEADS[name],
             "head_dim": HIDDEN // HEADS,
             "bos_token_id": 2,
             "eos_token_id": 2,
-            **(_SLIDING if name in ("gemma2", "gemma3_text") else {}),
+            **(_SLIDING if name in ("gemma2", "gemma3_text", "olmo3") else {}),
             # Without it Granite's attention is sharper than anybody trains it.
             **({"attention_multiplier": (HIDDEN // HEADS) ** -0.5} if name == "granite" else {}),
         }

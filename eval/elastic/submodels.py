@@ -54,10 +54,11 @@ class Submodels:
         self.model = model
         self.architecture = get_architecture(model.config)
         self.grid = self.architecture.grid(model.config)
-        if self.architecture.fused or self.grid.matrix_rows["q"] != self.grid.matrix_rows["k"]:
+        shared = self.grid.matrix_rows["q"] != self.grid.matrix_rows["k"]
+        if self.architecture.fused or shared or not self.grid.droppable:
             raise UnsupportedModelError(
-                f"Elastic fine-tuning cannot cut {model.config.model_type} models: their projections are fused, or "
-                "share keys among heads."
+                f"Elastic fine-tuning cannot cut {model.config.model_type} models: their projections are fused, they "
+                "share keys among heads, or need all of these."
             )
         self._layers = list(layers_of(model))
         self._linears: list[list[SlicedLinear]] = []

@@ -9,8 +9,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from sti_hf.integrations.building import build_model
 from sti_hf.integrations.model_classes import bare_class, stock_class
-from sti_hf.integrations.structure import check_structure
-from sti_hf.model.stacks import stack_configs
+from sti_hf.integrations.structure import check_structure, stored_config
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.resident import read_resident, read_stack_resident
 from sti_hf.shards.store import ShardStore
@@ -28,8 +27,7 @@ def load_model_on(store: ShardStore, session: STISession) -> PreTrainedModel:
 def load_encoder_on(store: ShardStore, session: STISession) -> PreTrainedModel:
     """The store's layers and embeddings alone, as Transformers' own class for them, whatever class it was sharded for;
     running from `session`. A pooler is left out where the class allows that."""
-    assert store.stack_name is not None
-    config = stack_configs(AutoConfig.from_pretrained(store.path))[store.stack_name]
+    config = stored_config(store)
     model_class = bare_class(config)
     takes_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     options = {"add_pooling_layer": False} if takes_pooler else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sti_hf.errors import ConfigurationError
 from sti_hf.model import get_architecture
@@ -45,6 +45,9 @@ def _check_stack(config: PreTrainedConfig, store: ShardStore) -> None:
     architecture = get_architecture(config)
     sizes = _sizes(store)
     asked_sizes = {field: getattr(config, field, stored) for field, stored in sizes.items()}
+    if not store.grid.droppable:
+        sizes |= _heads(stored_config(store))
+        asked_sizes |= _heads(config)
     sizes[architecture.ffn_size] = store.grid.matrix_rows["up"] * store.grid.slices
     asked_sizes[architecture.ffn_size] = architecture.ffn_neurons(config)
     for field, stored in sizes.items():
@@ -59,15 +62,25 @@ def _check_stack(config: PreTrainedConfig, store: ShardStore) -> None:
 def _sizes(store: ShardStore) -> dict[str, Any]:
     """What the fields of a configuration must be."""
     grid, tables, rows = store.grid, store.stack.tables, store.grid.matrix_rows
-    sizes = {
-        "num_hidden_layers": grid.layers,
-        "num_key_value_heads": grid.slices,
-        "num_attention_heads": grid.slices * rows["q"] // rows["k"],
-        "hidden_size": grid.row_length,
-    }
+    sizes = {"num_hidden_layers": grid.layers, "hidden_size": grid.row_length}
+    if grid.droppable:
+        sizes["num_key_value_heads"] = grid.slices
+        sizes["num_attention_heads"] = grid.slices * rows["q"] // rows["k"]
     words, positions = tables.get(WORD_EMBEDDINGS), tables.get(POSITION_EMBEDDINGS)
     if words is not None:
         sizes |= {"vocab_size": words.rows, "embedding_size": words.columns}
     if positions is not None:
         sizes["max_position_embeddings"] = positions.rows
     return sizes
+
+
+def _heads(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a configuration says of heads: slices that are not droppable do not tell."""
+    heads = {name: getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
+    return {**heads, "head_dim": get_architecture(config).head_size(config)}
+
+
+def stored_config(store: ShardStore) -> PreTrainedConfig:
+    """The configuration of a store's stack, from its config.json."""
+    assert store.stack_name is not None
+    return stack_configs(AutoConfig.from_pretrained(store.path))[store.stack_name]

@@ -14,7 +14,7 @@ from sti_hf.model.families.ernie import Ernie
 from sti_hf.model.families.gpt2 import GPT2
 from sti_hf.model.families.gpt_neox import GPTNeoX
 from sti_hf.model.families.layoutlm import LayoutLM
-from sti_hf.model.families.llama import Llama, Phi3
+from sti_hf.model.families.llama import Llama, Olmo2, Phi3
 from sti_hf.model.families.modernbert import ModernBert
 from sti_hf.model.families.mpnet import MPNet
 from sti_hf.model.families.opt import OPT
@@ -55,6 +55,7 @@ FAMILIES: tuple[Architecture, ...] = (
     Llama(),
     ModernBert(),
     MPNet(),
+    Olmo2(),
     OPT(),
     Phi3(),
     Roberta(),

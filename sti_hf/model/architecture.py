@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +24,10 @@ WORD_EMBEDDINGS, POSITION_EMBEDDINGS = "word_embeddings", "position_embeddings"
 CUT_BY_COLUMNS = ("o", "down")
 """Names of the matrices that read heads or FFN neurons: a slice is columns of them, and is stored transposed. Of the
 others, which write heads or neurons, it is rows."""
+
+
+FINEST = 8
+"""Slices, at most, of a layer that cannot do without some of its heads: finer ones would be read in small pieces."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,9 @@ class Architecture:
     ffn_size: ClassVar[str] = "intermediate_size"
     """Name of the configuration's field for the number of FFN neurons of a layer."""
 
+    droppable_heads: ClassVar[bool] = True
+    """Whether a layer can do without some of its heads. Not where a norm goes over all of them."""
+
     skips_padding: ClassVar[bool] = False
     """Positions are counted over tokens that are not padding, from behind the padding token's id."""
 
@@ -145,21 +152,27 @@ class Architecture:
     def grid(self, config: PreTrainedConfig) -> Grid:
         """Cut of a model of this family: a slice is one attention head with its share of the FFN neurons.
 
-        Where several query heads share a key and value head, a slice is that one with all its query heads.
+        Where several query heads share a key and value head, a slice is that one with all its query heads. Where no
+        head can be left out (`droppable_heads`, or there is one key and value head alone), slices are equal parts of
+        every matrix, up to `FINEST`, and not droppable.
         Raises `UnsupportedModelError` where the slices would not be equal, or the hidden size is not a multiple of 8:
         a bit-plane stores 8 weights of a row in a byte.
         """
         hidden, heads = config.hidden_size, config.num_attention_heads
-        slices = getattr(config, "num_key_value_heads", None) or heads
+        keys = getattr(config, "num_key_value_heads", None) or heads
         head_size = self.head_size(config)
-        _check_cut("num_attention_heads", heads, slices)
+        _check_cut("num_attention_heads", heads, keys)
         ffn = self.ffn_neurons(config)
-        _check_cut(self.ffn_size, ffn, slices)
         if hidden % 8:
             raise UnsupportedModelError(f"hidden_size {hidden} is not supported: it must be a multiple of 8.")
-        sizes = {"q": heads * head_size, "k": slices * head_size, "v": slices * head_size, "o": heads * head_size}
-        rows = tuple((matrix.name, sizes.get(matrix.name, ffn) // slices) for matrix in self.matrices)
-        return Grid(layers=config.num_hidden_layers, slices=slices, row_length=hidden, rows=rows)
+        sizes = {"q": heads * head_size, "k": keys * head_size, "v": keys * head_size, "o": heads * head_size}
+        totals = {matrix.name: sizes.get(matrix.name, ffn) for matrix in self.matrices}
+        droppable = self.droppable_heads and keys > 1
+        if droppable:
+            _check_cut(self.ffn_size, ffn, keys)
+        slices = keys if droppable else _finest_cut(totals.values())
+        rows = tuple((name, total // slices) for name, total in totals.items())
+        return Grid(config.num_hidden_layers, slices, hidden, rows, droppable)
 
     def head_size(self, config: PreTrainedConfig) -> int:
         """Rows of a query head."""
@@ -188,7 +201,10 @@ class Architecture:
         return [{matrix.name: layer.get_submodule(matrix.module) for matrix in self.matrices} for layer in layers]
 
     def prepare_layer(self, layer: nn.Module, slices: int) -> None:
-        """Let the stock forward of `layer` work with that many slices; with all of them it is as it was made."""
+        """Let the stock forward of `layer` work with that many slices; with all of them it is as it was made.
+
+        Only called where slices are droppable, and so heads; as is `layer_inputs`.
+        """
 
     def layer_inputs(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], heads: Sequence[int]
@@ -198,6 +214,12 @@ class Architecture:
         `heads[k]` is the checkpoint's index of the head in slice k. Neither `args` nor `kwargs` is changed in place.
         """
         return args, kwargs
+
+
+def _finest_cut(sizes: Iterable[int]) -> int:
+    """The largest number of equal parts, up to `FINEST`, that all of these numbers of rows fall into."""
+    common = math.gcd(*sizes)
+    return max(parts for parts in range(1, FINEST + 1) if common % parts == 0)
 
 
 def _check_cut(name: str, size: int, slices: int) -> None:

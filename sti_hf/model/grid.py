@@ -14,12 +14,21 @@ class Grid:
     A shard is a matrix of `slice_rows` rows, each `row_length` weights long. Its rows are grouped by the matrix they
     come from, in the order of `rows`: `("q", 64)` says that a slice has 64 rows of the query projection. Matrices that
     are cut by columns (`o`, `down`) are stored transposed, so that their rows have the same length.
+
+    Where slices are not `droppable` they follow no heads and mean something only together, in the checkpoint's order:
+    every submodel has all of them, and is smaller in depth only. They have fidelities of their own all the same.
     """
 
     layers: int
     slices: int
     row_length: int
     rows: tuple[tuple[str, int], ...]
+    droppable: bool = True
+
+    @property
+    def widths(self) -> range:
+        """Numbers of slices that a submodel may have, ascending; M is the last."""
+        return range(1 if self.droppable else self.slices, self.slices + 1)
 
     @cached_property
     def matrices(self) -> tuple[str, ...]:

@@ -26,4 +26,4 @@ def vocabulary_grid(words: int, columns: int) -> Grid | None:
         return None
     layers = math.ceil(words / (STRIPS * max(1, STRIP_WEIGHTS // columns)))
     rows = math.ceil(words / (STRIPS * layers))
-    return Grid(layers=layers, slices=STRIPS, row_length=columns, rows=((VOCABULARY, rows),))
+    return Grid(layers=layers, slices=STRIPS, row_length=columns, rows=((VOCABULARY, rows),), droppable=False)

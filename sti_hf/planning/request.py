@@ -97,7 +97,7 @@ class PlanRequest:
         if len(self.working_bytes) not in (0, self.grid.slices):
             raise PlanError(f"working_bytes must have {self.grid.slices} entries, not {len(self.working_bytes)}.")
         for (depth, width), value in self.submodel_accuracy.items():
-            if not (1 <= depth <= self.grid.layers and 1 <= width <= self.grid.slices and math.isfinite(value)):
+            if not (1 <= depth <= self.grid.layers and width in self.grid.widths and math.isfinite(value)):
                 raise PlanError(f"Accuracy {value!r} of a {depth} x {width} submodel does not fit this store.")
         object.__setattr__(self, "fidelities", self._checked_fidelities())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sti_hf.errors import PlanError
 from sti_hf.forking import cached_property
 from sti_hf.model.depth import kept_layers
 from sti_hf.planning.request import ROUNDING, PlanRequest
@@ -30,9 +31,14 @@ def budget_left(request: PlanRequest, compute: np.ndarray, io: np.ndarray) -> np
 
 
 class Submodel:
-    """The first `width` slices of `depth` layers, and what fidelities of theirs cost: bits matrices `[n, m]` here."""
+    """The first `width` slices of `depth` layers, and what fidelities of theirs cost: bits matrices `[n, m]` here.
+
+    Raises `PlanError` for a width that the grid does not have.
+    """
 
     def __init__(self, request: PlanRequest, depth: int, width: int) -> None:
+        if width not in request.grid.widths:
+            raise PlanError(f"Submodels of this store have all {request.grid.slices} slices, not {width} of them.")
         self.request = request
         self.depth = depth
         self.width = width

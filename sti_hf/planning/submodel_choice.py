@@ -50,7 +50,7 @@ def last_resort(request: PlanRequest) -> Submodel:
     may run. Raises `PlanError` where memory is too small for all of them.
     """
     if request.submodels == "any":
-        widths = range(request.grid.slices, 0, -1)
+        widths = reversed(request.grid.widths)
         return min(_fitting(request, ((1, width) for width in widths)), key=_lowest_latency)
     return _fitting(request, [request.whole, *vouched_for(request)])[0]
 
@@ -69,7 +69,7 @@ def _lowest_latency(submodel: Submodel) -> float:
 
 def _largest(request: PlanRequest, meets: Callable[[Submodel], bool]) -> Submodel | None:
     best = None
-    for width in range(request.grid.slices, 0, -1):
+    for width in reversed(request.grid.widths):
         shards = best.depth * best.width if best else 1
         best = _deepest(request, meets, width, -(-shards // width)) or best
     return best

@@ -32,7 +32,7 @@ def save_heat_map(path: Path, worth: np.ndarray, title: str, unit: str) -> None:
     figure = Figure(figsize=(slices * CELL + 2.2, layers * CELL + 1.6), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(worth, cmap="viridis", aspect="equal")
-    axes.set(xlabel="slice (the checkpoint's attention head)", ylabel="layer", title=title)
+    axes.set(xlabel="slice, as in the checkpoint", ylabel="layer", title=title)
     axes.set_xticks(range(0, slices, -(-slices // 16)))
     axes.set_yticks(range(0, layers, -(-layers // 16)))
     figure.colorbar(image, label=unit)

@@ -71,14 +71,15 @@ def measure_submodels(
 ) -> list[dict[str, Any]]:
     """The task's metric of n x m submodels on a coarse grid, as `submodel_accuracy` reads it.
 
-    Measured for the store as it is, and for its slices in `order` int `[N, M]` (of those stored), as `sti reorder`
-    would have them.
+    Measured for the store as it is, and, where slices are droppable, for them in `order` int `[N, M]` (of those
+    stored), as `sti reorder` would have them.
     """
     grid = weights.store.grid
-    submodels = coarse_grid(grid.layers, grid.slices)
+    submodels = coarse_grid(grid.layers, grid.slices, grid.droppable)
     stored = np.array(weights.store.stack.slice_order)
     measured = []
-    for slices in np.unique(np.stack((np.tile(np.arange(grid.slices), (grid.layers, 1)), order)), axis=0):
+    as_stored = np.tile(np.arange(grid.slices), (grid.layers, 1))
+    for slices in np.unique(np.stack((as_stored, order if grid.droppable else as_stored)), axis=0):
         slice_order = np.take_along_axis(stored, slices, axis=1).tolist()
 
         def compute(some: Sequence[Item], slices: np.ndarray = slices) -> Iterator[tuple[Item, tuple[float]]]:

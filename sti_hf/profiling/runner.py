@@ -76,8 +76,8 @@ class Runner:
 
     def widths(self) -> list[int]:
         """The numbers of slices to measure at."""
-        slices = self.store.grid.slices
-        return sorted({1, max(1, slices // 2), slices})
+        grid = self.store.grid
+        return sorted({1, max(1, grid.slices // 2), grid.slices} & set(grid.widths))
 
     def whole_layer(self, tokens: int) -> Point:
         """All slices, at the batch whose tokens are nearest to these."""

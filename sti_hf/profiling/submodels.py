@@ -17,11 +17,11 @@ WIDTHS = 4
 """So many widths are measured, evenly spread."""
 
 
-def coarse_grid(layers: int, slices: int) -> list[tuple[int, int]]:
+def coarse_grid(layers: int, slices: int, droppable: bool = True) -> list[tuple[int, int]]:
     """Submodels (n, m), width by width, the whole model among them: few widths, of each all depths, since these are
-    parts of one forward.
+    parts of one forward. Where slices are not `droppable` there is one width.
     """
-    widths = sorted({-(-slices * step // WIDTHS) for step in range(1, WIDTHS + 1)})
+    widths = sorted({-(-slices * step // WIDTHS) for step in range(1, WIDTHS + 1)}) if droppable else [slices]
     return [(depth, width) for width in widths for depth in range(1, layers + 1)]
 
 

@@ -37,6 +37,7 @@ def content(report: Report) -> dict[str, Any]:
             "dtype": device.compute_dtype,
             "gemm": device.gemm,
         },
+        "droppable": store.grid.droppable,
         "heads": np.array(store.stack.slice_order).tolist(),
         "importance": [_importance(each, store, device, workload) for each in report.importance],
         "plannedWith": report.planned_with,

@@ -12,7 +12,7 @@ import torch
 
 from sti_hf.config import STIConfig
 from sti_hf.errors import UnsupportedUseError
-from sti_hf.model import Architecture
+from sti_hf.model import Architecture, Grid
 from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.guard import Guard
@@ -58,6 +58,11 @@ class Engine:
         self._inference: Inference | None = None
         self._most_buffered = 0
         self._note_buffers(prepared)
+
+    @property
+    def grid(self) -> Grid:
+        """The cut of the stack that runs."""
+        return self.streamer.prepared.store.grid
 
     @property
     def current(self) -> Inference | None:

@@ -45,9 +45,10 @@ class Forwards:
         check_inputs(inputs)
         with self._turn_of(module):
             architecture = self.engine.architecture
-            check_depth(module.config, self.engine.streamer.prepared.store.grid.layers)
+            grid = self.engine.grid
+            check_depth(module.config, grid.layers)
             workload = workload_of(module.config, architecture, inputs)
-            submodel = cached_submodel(inputs.get("past_key_values"))
+            submodel = cached_submodel(inputs.get("past_key_values"), grid)
             check_length(module, architecture, inputs, workload)
             with self.engine.inference(workload, submodel):
                 return forward()
@@ -62,7 +63,8 @@ class Forwards:
             if running is None and inputs.get(self.engine.architecture.main_inputs[0]) is not None:
                 return self.run_base(module, inputs, forward)  # it embeds, too, and was called in place of the base
             workload = workload_of_states(inputs.get("hidden_states", inputs.get("inputs_embeds")))
-            with self.engine.inference(workload, cached_submodel(inputs.get("past_key_values"))) as own:
+            submodel = cached_submodel(inputs.get("past_key_values"), self.engine.grid)
+            with self.engine.inference(workload, submodel) as own:
                 own.entered = True
                 return forward()
 

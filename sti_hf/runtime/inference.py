@@ -81,10 +81,12 @@ class Inference:
             self._when_read()
         prepared = self.prepared.step(step)
         self._bits[layer] = prepared.run_at(self._streamer.fidelities(step))
-        self._architecture.prepare_layer(module, prepared.slices)
         self._times.append(LayerTimes(start=time.perf_counter(), wait=waited))
         self._running = prepared
         args, kwargs = self._precision.narrowed(args, kwargs)
+        if prepared.heads is None:
+            return args, kwargs
+        self._architecture.prepare_layer(module, prepared.slices)
         return self._architecture.layer_inputs(args, kwargs, prepared.heads)
 
     def end_layer(self, output: Any) -> Any:

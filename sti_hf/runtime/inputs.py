@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sti_hf.errors import InputError, UnsupportedUseError
-from sti_hf.model import Architecture
+from sti_hf.model import Architecture, Grid
 from sti_hf.planning import Workload
 
 MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values")
@@ -101,8 +101,11 @@ def cached_tokens(cache: Any) -> int:
     return Workload.bucket(length) if length else 0
 
 
-def cached_submodel(cache: Any) -> tuple[int, int] | None:
-    """(n, m): layers, and heads of each, that a key/value cache was made with; None where it holds nothing yet."""
+def cached_submodel(cache: Any, grid: Grid) -> tuple[int, int] | None:
+    """(n, m): layers, and slices of each, that a key/value cache was made with; None where it holds nothing yet.
+
+    A slice has one head in the cache, but where slices are not droppable: then all of them run.
+    """
     cache = getattr(cache, "self_attention_cache", cache)
     if cache is None or not hasattr(cache, "layers"):
         return None
@@ -110,4 +113,4 @@ def cached_submodel(cache: Any) -> tuple[int, int] | None:
     keys = [each for each in keys if each.dim() == 4 and each.numel()]
     if not keys or cache.get_seq_length() == 0:
         return None
-    return len(keys), keys[0].shape[1]
+    return len(keys), keys[0].shape[1] if grid.droppable else grid.slices

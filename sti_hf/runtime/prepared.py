@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sti_hf.errors import PlanError
 from sti_hf.planning import ExecutionPlan
 from sti_hf.runtime.blocks import Block, matrix_blocks, working_weights
 from sti_hf.runtime.buffers import PRELOAD, STAGING, allocate
@@ -17,7 +18,11 @@ from sti_hf.shards.store import ShardStore
 
 
 class PreparedStep:
-    """One executed layer of a plan: which slices it runs, and the blocks of its matrices."""
+    """One executed layer of a plan: which slices it runs, and the blocks of its matrices.
+
+    `heads` are the checkpoint's indices of the heads in these slices; None where slices are not droppable: they are no
+    heads, all of them run, and the layer is as it was made.
+    """
 
     def __init__(
         self,
@@ -29,7 +34,7 @@ class PreparedStep:
     ) -> None:
         self.layer = placed.layer
         self.slices = int((bits > 0).sum())
-        self.heads = store.stack.slice_order[placed.layer][: self.slices]
+        self.heads = store.stack.slice_order[placed.layer][: self.slices] if store.grid.droppable else None
         self._store, self._placed, self._planned = store, placed, bits
         self._bits: np.ndarray | None = bits
         self._tables = matrix_tables(store, placed, bits)
@@ -58,6 +63,8 @@ class PreparedPlan:
         wanted, staging_budget: as `Placement` takes them.
         before: what was run until now, and reads nothing any more: what its preload buffer holds of the same pieces
             is copied, and its working buffer used, if that is large enough. It is left as it is.
+
+    Raises `PlanError` where the plan leaves out slices that are not droppable.
     """
 
     def __init__(
@@ -70,6 +77,10 @@ class PreparedPlan:
         staging_budget: int | None = None,
         before: PreparedPlan | None = None,
     ) -> None:
+        if not (store.grid.droppable or plan.bits[list(plan.layers)].all()):
+            raise PlanError(
+                "This plan leaves out slices, and this store's layers can only run whole: plan anew for it."
+            )
         self.store, self.plan, self.path = store, plan, path
         self.threads = torch.get_num_threads()
         self.placement = Placement(store, plan, wanted, staging_budget)

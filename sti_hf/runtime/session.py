@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sti_hf.config import STIConfig
 from sti_hf.errors import UnsupportedUseError
-from sti_hf.model import Architecture, architecture_of
+from sti_hf.model import architecture_of
 from sti_hf.model.vocabulary import VOCABULARY
 from sti_hf.planning import ExecutionPlan, Planner
 from sti_hf.runtime.attach import attach
@@ -52,15 +52,14 @@ class STISession(StoredPart):
         self.store, self.config = store, config
         self.reopen: Callable[[Any], Reopening] | None = None
         self._model: weakref.ref[PreTrainedModel] | None = None
+        architecture = architecture_of(store.stack.model_type)
         self._vocabulary: Engine | None = None
         self._strips = store.vocabulary if vocabulary is not None else None
         if vocabulary is not None and self._strips is not None:
             book = PlanBook(vocabulary, self._shares(config)[VOCABULARY])
-            # Strips are no heads: nothing of what the family does to its layers is theirs.
-            self._vocabulary = Engine(Architecture(), book, self._strips, path, rate_limit)
+            self._vocabulary = Engine(architecture, book, self._strips, path, rate_limit)
         try:
             book = PlanBook(planner, self._shares(config)[LAYERS])
-            architecture = architecture_of(store.stack.model_type)
             self._engine = Engine(architecture, book, store, path, rate_limit, self._vocabulary)
         except BaseException:
             if self._vocabulary is not None:

@@ -53,7 +53,8 @@ class StackIndex:
     """The shards of one stack of a model. Sizes are bytes, offsets count from the start of a file.
 
     `model_type` is that of the stack's own configuration. `slice_order[l][k]` is the checkpoint's head (and block of
-    FFN neurons) that slice k of layer l holds. `checksums[l]` uint32 `[KINDS, M]` are the CRC-32C of layer l's pieces.
+    FFN neurons) that slice k of layer l holds; where slices are not droppable, k. `checksums[l]` uint32
+    `[KINDS, M]` are the CRC-32C of layer l's pieces.
     `vocabulary` has the strips of the linear over the vocabulary (`sti_hf.model.vocabulary`), which have no full
     weights: those are a table.
     """
@@ -83,12 +84,15 @@ class StackIndex:
         """Reads what `to_content` gave."""
         grid = content["grid"]
         cut = Grid(**{**grid, "rows": tuple((name, rows) for name, rows in grid["rows"])})
+        order = tuple(map(tuple, content["slice_order"]))
+        if not cut.droppable and any(each != tuple(range(cut.slices)) for each in order):
+            raise ValueError("slices in another order that mean something only together")
         packed = b"".join(bytes.fromhex(layer) for layer in content["checksums"])
         vocabulary = content.get("vocabulary")
         return cls(
             model_type=content["model_type"],
             grid=cut,
-            slice_order=tuple(map(tuple, content["slice_order"])),
+            slice_order=order,
             layer_files=tuple(content["layer_files"]),
             layer_offsets=tuple(content["layer_offsets"]),
             header_bytes=tuple(map(tuple, content["header_bytes"])),

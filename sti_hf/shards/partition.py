@@ -1,7 +1,8 @@
 """A layer's weights cut into M slices, and joined again: exact, bit for bit.
 
 Slice i of a layer (STI, section 4) is its attention head i with the i-th of M equal blocks of its FFN neurons. A
-permutation of a layer's slices changes nothing in its function, so slices may be stored in any `slice_order`.
+permutation of a layer's slices changes nothing in its function, so slices may be stored in any `slice_order`. Slices
+that are not droppable (`Grid`) are the i-th of M equal parts of every matrix, and stored in the checkpoint's order.
 """
 
 from __future__ import annotations

@@ -33,8 +33,13 @@ def reorder_store(
 
     Slice k of layer l is then the one that was stored as slice `order[l][k]`. At full grid the model computes what it
     did before. `progress` is called with the number of layers done. Raises `ValueError` where `order` is not a
-    permutation of every layer's slices, `StoreError` where the store is damaged.
+    permutation of every layer's slices, or these have no other order, `StoreError` where the store is damaged.
     """
+    if not store.grid.droppable:
+        raise ConfigurationError(
+            f"The slices of the store {store.path} have one order only: its layers cannot do without some of their "
+            "heads, and are read whole."
+        )
     every = list(range(store.grid.slices))
     if len(order) != store.grid.layers or any(sorted(slices) != every for slices in order):
         raise ConfigurationError(

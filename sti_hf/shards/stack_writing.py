@@ -39,7 +39,8 @@ class StackWriter:
         shards_file, vocabulary_file: names of the files for its layers, and for the strips of its vocabulary.
         slice_order: order of the slices of every layer; None: the checkpoint's.
 
-    Raises `UnsupportedModelError` where the layers are not where the family has them.
+    Raises `UnsupportedModelError` where the layers are not where the family has them, or their slices cannot be put in
+    another order.
     """
 
     def __init__(
@@ -56,6 +57,11 @@ class StackWriter:
         self.grid = self.architecture.grid(model.config)
         order = slice_order or [range(self.grid.slices)] * self.grid.layers
         self.slice_order = [tuple(map(int, layer)) for layer in order]
+        if not self.grid.droppable and any(each != tuple(range(self.grid.slices)) for each in self.slice_order):
+            raise UnsupportedModelError(
+                f"The slices of this {model.config.model_type} model have one order only: its layers cannot do "
+                "without some of their heads."
+            )
 
     def in_parts(self) -> AbstractContextManager[None]:
         """Splits the stack's fused linears for a while, in which the rest can be called."""

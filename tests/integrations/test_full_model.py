@@ -11,6 +11,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 from sti_hf.errors import StoreError
 from sti_hf.integrations.full_model import full_model
 from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore
+from tests.model.submodels import random_orders
 from tests.models import TASK_HEADS, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, store_of
 
@@ -24,9 +25,7 @@ CLASSES = sorted(
 @pytest.mark.parametrize("model_class", CLASSES, ids=lambda one: one.__name__)
 def test_it_is_the_checkpoint(tmp_path, model_class: type[PreTrainedModel]):
     model = tiny_model(model_class)
-    grid = store_of(model, tmp_path / "as it is", "gobo").grid
-    order = [torch.randperm(grid.slices).tolist() for _ in range(grid.layers)]
-    twin = full_model(store_of(model, tmp_path / "store", "gobo", slice_order=order))
+    twin = full_model(store_of(model, tmp_path / "store", "gobo", slice_order=random_orders(model)))
     assert type(twin) is model_class
     assert not twin.training
     for name, tensor in model.state_dict().items():

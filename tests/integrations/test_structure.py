@@ -16,6 +16,7 @@ from transformers import (
     ElectraModel,
     MPNetConfig,
     MPNetModel,
+    Olmo2Model,
 )
 
 from sti_hf.errors import ConfigurationError
@@ -42,6 +43,26 @@ def test_an_override(classifier: Path, classifier_store: Path, field: str, store
                 model_class.from_pretrained(source, sti_config=STOCK, **{field: asked})
         with pytest.raises(ConfigurationError, match=said):
             BertForSequenceClassification.from_pretrained(source, config=config, sti_config=STOCK)
+
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+        {"num_key_value_heads": 4},
+        {"head_dim": 4},
+    ],
+    ids=["of the same shapes", "keys", "size"],
+)
+def test_heads_of_a_store_whose_slices_do_not_tell_them(override: dict[str, int], tmp_path: Path) -> None:
+    source = checkpoint(Olmo2Model, tmp_path)
+    field = next(iter(override))
+    with pytest.raises(ConfigurationError, match=f"^{field} of the store .* is {HEADS[field]}, and {override[field]}"):
+        Olmo2Model.from_pretrained(source, sti_config=STOCK, **override)
+    Olmo2Model.from_pretrained(source, sti_config=STOCK).sti.close()
 
 
 @pytest.mark.parametrize(

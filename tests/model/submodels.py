@@ -15,14 +15,16 @@ from sti_hf.model.fused import split_fused
 from sti_hf.shards.partition import join_layer, permute_bias, split_layer
 
 
-def slices_of(model: PreTrainedModel) -> int:
-    """M of a model."""
-    return get_architecture(model.config).grid(model.config).slices
+def widths_of(model: PreTrainedModel) -> range:
+    """Numbers of slices that submodels of a model have, M the last."""
+    return get_architecture(model.config).grid(model.config).widths
 
 
 def random_orders(model: PreTrainedModel, seed: int = 0) -> list[list[int]]:
-    """A slice order for every layer, each another one."""
+    """A slice order for every layer, each another one; where slices are not droppable, the one that there is."""
     grid = get_architecture(model.config).grid(model.config)
+    if not grid.droppable:
+        return [list(range(grid.slices))] * grid.layers
     rng = random.Random(seed)
     return [rng.sample(range(grid.slices), grid.slices) for _ in range(grid.layers)]
 
@@ -47,6 +49,8 @@ def cut_down(model: PreTrainedModel, layers: int, slices: int, orders: Sequence[
             smaller = nn.Linear(*reversed(joined[matrix.name].shape), bias=stock is not None)
             smaller.load_state_dict(state)
             layer.set_submodule(matrix.module, smaller)
+        if not grid.droppable:
+            continue
         architecture.prepare_layer(layer, slices)
         layer.register_forward_pre_hook(
             lambda _, args, kwargs, heads=order[:slices]: architecture.layer_inputs(args, kwargs, heads),

@@ -27,6 +27,7 @@ from tests.models import (
     POSITIONS,
     SOUND_FAMILIES,
     TASK_HEADS,
+    UNDROPPABLE,
     tiny_config,
     tiny_model,
 )
@@ -79,13 +80,38 @@ def test_names_are_those_of_the_stock_model(model_class: Any) -> None:
 def test_grid(model_type: str) -> None:
     config = tiny_config(model_type)
     grid = get_architecture(config).grid(config)
-    slices = KEY_VALUE_HEADS.get(model_type, HEADS)
-    head, queries, ffn = HIDDEN // HEADS, HIDDEN // slices, FFN // slices
+    keys = KEY_VALUE_HEADS.get(model_type, HEADS)
+    slices = 8 if model_type in UNDROPPABLE else keys
+    head, queries, ffn = HIDDEN // HEADS * keys // slices, HIDDEN // slices, FFN // slices
     assert (grid.layers, grid.slices, grid.row_length) == (LAYERS, slices, HIDDEN)
+    assert list(grid.widths) == ([slices] if model_type in UNDROPPABLE else list(range(1, slices + 1)))
     gate = [("gate", ffn)] if model_type in GATED else []
     attention = [("q", queries), ("k", head), ("v", head), ("o", queries)]
     assert set(grid.rows) == {*attention, ("up", ffn), *gate, ("down", ffn)}
     assert grid.matrices == tuple(matrix.name for matrix in get_architecture(config).matrices)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "rows"),
+    [
+        (
+            {"num_attention_heads": 4, "head_dim": 256, "hidden_size": 640, "intermediate_size": 2048},
+            8,
+            (128, 32, 256),
+        ),
+        ({"num_attention_heads": 3, "head_dim": 256, "hidden_size": 768, "intermediate_size": 1152}, 8, (96, 32, 144)),
+        ({"num_attention_heads": 3, "head_dim": 12, "hidden_size": 24, "intermediate_size": 42}, 6, (6, 2, 7)),
+        ({"num_attention_heads": 1, "head_dim": 14, "hidden_size": 8, "intermediate_size": 9}, 1, (14, 14, 9)),
+    ],
+    ids=["Gemma 3 270M", "EmbeddingGemma", "sixths", "nothing in common"],
+)
+def test_a_single_key_and_value_head_is_cut_finely(
+    sizes: dict[str, int], slices: int, rows: tuple[int, int, int]
+) -> None:
+    config = tiny_config("gemma3_text", **sizes, num_key_value_heads=1)
+    grid = get_architecture(config).grid(config)
+    assert (grid.slices, list(grid.widths), grid.droppable) == (slices, [slices], False)
+    assert tuple(grid.matrix_rows[name] for name in ("q", "k", "up")) == rows
 
 
 def test_an_unsupported_family_gets_a_list_of_those_supported() -> None:

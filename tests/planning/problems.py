@@ -17,12 +17,12 @@ SIZES = {"tiny": (40, 3, 5), "minilm": (384, 32, 128), "bert": (768, 64, 256)}
 
 
 def make_layouts(
-    layers: int, slices: int, size: str = "minilm", full_itemsize: int = 4, seed: int = 0
+    layers: int, slices: int, size: str = "minilm", full_itemsize: int = 4, seed: int = 0, droppable: bool = True
 ) -> list[LayerLayout]:
     """Layouts of a store whose headers vary, as outliers make them."""
     row_length, head, neurons = SIZES[size]
     rows = (("q", head), ("k", head), ("v", head), ("o", head), ("up", neurons), ("down", neurons))
-    grid = Grid(layers, slices, row_length, rows)
+    grid = Grid(layers, slices, row_length, rows, droppable)
     random = np.random.default_rng(seed)
     layouts, offset = [], 0
     for _ in range(layers):

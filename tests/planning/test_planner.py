@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sti_hf.errors import PlanError
 from sti_hf.planning import ExecutionPlan, Workload, make_plan
 from sti_hf.planning.staging import place_layers, reads_downwards
+from sti_hf.planning.submodel import Submodel
 from sti_hf.shards.layout import LayerLayout
 from tests.planning.problems import (
     blocks_simulation,
@@ -79,6 +81,56 @@ def test_every_plan_is_what_it_says(measured: bool, seed: int, **asked: Any) -> 
     assert plan.first_latency >= plan.predicted_latency
     whole = [naive_latency(make_request(LAYOUTS, PROFILE), plan.bits, plan.layers)]
     assert plan.first_latency >= whole[0] - 1e-9
+
+
+TOGETHER = make_layouts(LAYERS, SLICES, "minilm", droppable=False)
+"""Slices that are not droppable."""
+
+
+@given(
+    **plans,
+    submodels=st.sampled_from(["measured", "any", "none"]),
+    accuracy=st.dictionaries(st.integers(1, LAYERS).map(lambda depth: (depth, SLICES)), st.floats(0.5, 1.0)),
+    memory=st.none() | st.integers(400_000, 2_000_000),
+)
+@settings(max_examples=100, deadline=None)
+def test_slices_that_are_not_droppable_all_run(
+    measured: bool, seed: int, accuracy: dict[tuple[int, int], float], memory: int | None, **asked: Any
+) -> None:
+    importance = make_importance(LAYERS, SLICES, seed) if measured else None
+    changes = {"importance": importance, "submodel_accuracy": accuracy, "memory_budget": memory, **asked}
+    plan = plan_for(TOGETHER, **changes)
+    n, m = plan.submodel
+    assert m == SLICES
+    assert ((plan.bits > 0).all(axis=1) == (np.arange(LAYERS) < n)).all()
+    assert not plan.bits[n:].any()
+    # Where a plan that may drop slices has all of them, it is this one.
+    free = plan_for(**changes)
+    if free.submodel[1] == SLICES and free.feasible:
+        assert plan.to_json() == free.to_json()
+
+
+@pytest.mark.parametrize("share", np.linspace(0.1, 1.05, 8))
+def test_slices_that_are_not_droppable_run_in_as_many_layers_as_keep_the_target(share: float) -> None:
+    def uniform(depth: int) -> float:
+        bits = np.zeros((LAYERS, SLICES), dtype=np.int64)
+        bits[:depth] = 2
+        return naive_latency(make_request(TOGETHER, PROFILE), bits, range(depth))
+
+    target = share * uniform(LAYERS)
+    deepest = max((depth for depth in range(1, LAYERS + 1) if uniform(depth) <= target), default=1)
+    plan = plan_for(TOGETHER, target_latency=target, preload_budget=0)
+    assert (plan.submodel, plan.feasible) == ((deepest, SLICES), uniform(deepest) <= target)
+
+
+def test_no_slice_is_left_out_of_those_that_are_not_droppable_by_any_other_way() -> None:
+    for accuracy in ({(LAYERS, SLICES - 1): 0.9}, {(1, 1): 0.9}):
+        with pytest.raises(PlanError, match="does not fit this store"):
+            plan_for(TOGETHER, submodel_accuracy=accuracy)
+    with pytest.raises(PlanError, match="all 4 slices, not 3 of them"):
+        Submodel(make_request(TOGETHER), LAYERS, SLICES - 1)
+    for strategy in ("load_exec", "std_pipeline", "preload"):
+        assert plan_for(TOGETHER, strategy=strategy, fidelity=3).submodel == (LAYERS, SLICES)
 
 
 @given(st.integers(0, 400_000), st.floats(0.03, 0.12), st.integers(0, 300_000))

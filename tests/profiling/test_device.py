@@ -14,6 +14,7 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     MPNetModel,
+    Olmo2Model,
     RobertaForSequenceClassification,
     ViTModel,
 )
@@ -62,6 +63,7 @@ def check(profile: DeviceProfile, store: ShardStore) -> None:
     assert any(outside)
     assert tuple(profile.decompress_seconds) == store.fidelities
     assert profile.widths[-1] == store.grid.slices
+    assert set(profile.widths) <= set(store.grid.widths)
     assert profile.gemm in GEMMS
     layers = np.array(profile.layer_seconds)
     assert (np.diff(layers, axis=0) >= 0).all()
@@ -91,8 +93,9 @@ def test_every_compute_dtype(store: ShardStore, dtype: str) -> None:
         (RobertaForSequenceClassification, {"max_position_embeddings": 66}, (16, 64, 128, 512), ()),
         (MPNetModel, {"max_position_embeddings": 65}, (16, 63, 126, 504), ()),
         (BertForMultipleChoice, {}, (16, 64, 128, 512), ()),
+        (Olmo2Model, {}, (16, 64, 128, 512), ()),
     ],
-    ids=["8 positions", "1 x 1", "long", "less long", "RoBERTa", "MPNet", "multiple choice"],
+    ids=["8 positions", "one layer and head", "long", "less long", "RoBERTa", "MPNet", "multiple choice", "OLMo 2"],
 )
 def test_small_and_odd_stores(
     model_class: Any, overrides: dict[str, Any], tokens: tuple[int, ...], longer: tuple[int, ...], tmp_path: Path

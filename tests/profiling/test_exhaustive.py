@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification, Olmo2ForSequenceClassification
 
 from eval import bench_profiling
 from sti_hf.model import layer_runner
@@ -27,7 +27,7 @@ from sti_hf.profiling.submodels import coarse_grid
 from sti_hf.profiling.tasks import Task
 from sti_hf.shards.store import ShardStore
 from tests.integrations.checkpoints import save_checkpoint
-from tests.models import HEADS, KEY_VALUE_HEADS, LAYERS, TASK_HEADS, tiny_model
+from tests.models import HEADS, KEY_VALUE_HEADS, LAYERS, TASK_HEADS, UNDROPPABLE, tiny_model
 from tests.runtime.sessions import plan_of, running, store_of
 from tests.tasks import TASK, centred, predicted_labels, sentences
 
@@ -51,7 +51,8 @@ class Setting:
         if not task.is_regression:
             centred(self.model, self.tokenizer)
         order = [np.random.default_rng(layer).permutation(HEADS).tolist() for layer in range(LAYERS)]
-        self.store = store_of(self.model, folder / "store", "gobo", slice_order=order)
+        droppable = model_class.config_class.model_type not in UNDROPPABLE
+        self.store = store_of(self.model, folder / "store", "gobo", slice_order=order if droppable else None)
         texts = sentences(24)
         if task.is_regression:
             labels = np.random.default_rng(0).random(24, dtype=np.float32)
@@ -256,7 +257,7 @@ def test_submodels_are_those_that_run(tmp_path: Path, model_class: Any) -> None:
 
 
 def streamed_accuracy(setting: Setting, store: ShardStore, n: int, m: int) -> float:
-    bits = np.zeros((LAYERS, HEADS), dtype=np.int64)
+    bits = np.zeros((store.grid.layers, store.grid.slices), dtype=np.int64)
     bits[:n, :m] = 6
     model = running(store, plan_of(store, bits))
     with torch.no_grad():
@@ -280,6 +281,17 @@ def test_submodels_of_a_reordered_store(tmp_path: Path) -> None:
     assert executed == 2 * 24 * HEADS * LAYERS, "one pass a width and order"
 
 
+def test_submodels_of_slices_that_are_not_droppable_have_all(tmp_path: Path) -> None:
+    setting = Setting(Olmo2ForSequenceClassification, tmp_path)
+    slices, place = setting.store.grid.slices, work(tmp_path / "work")
+    order = np.tile(np.arange(slices)[::-1], (LAYERS, 1))
+    (measured,) = measure_submodels(setting.runner, setting.weights, setting.evaluation, place, order)
+    assert [(n, m) for n, m, _ in measured["accuracy"]] == [(n, slices) for n in range(1, LAYERS + 1)]
+    for n, m, value in measured["accuracy"]:
+        assert value == streamed_accuracy(setting, setting.store, n, m)
+
+
 def test_coarse_grid() -> None:
+    assert coarse_grid(2, 8, droppable=False) == [(1, 8), (2, 8)]
     assert coarse_grid(6, 12) == [(n, m) for m in (3, 6, 9, 12) for n in (1, 2, 3, 4, 5, 6)]
     assert coarse_grid(1, 2) == [(1, 1), (1, 2)]

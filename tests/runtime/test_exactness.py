@@ -17,6 +17,7 @@ from sti_hf.runtime import blocks
 from sti_hf.runtime.gemm import GEMMS, ComputePath
 from sti_hf.runtime.modules.elastic_linear import ElasticLinear
 from sti_hf.shards.layout import FULL
+from tests.model.submodels import random_orders
 from tests.models import FAMILIES, head_of, tiny_inputs, tiny_model
 from tests.runtime.sessions import logits_of, plan_of, random_bits, running, stock_with_plan_weights, store_of
 
@@ -34,8 +35,9 @@ def test_full_grid_at_full_fidelity_is_the_stock_model(model_type: str, tmp_path
     model.sti.close()
 
 
-def test_a_text_encoder_of_gemma_is_the_stock_model(tmp_path: Path) -> None:
-    stock = tiny_model(Gemma3TextModel, use_bidirectional_attention=True)
+@pytest.mark.parametrize("keys", [1, 2])
+def test_a_text_encoder_of_gemma_is_the_stock_model(keys: int, tmp_path: Path) -> None:
+    stock = tiny_model(Gemma3TextModel, use_bidirectional_attention=True, num_key_value_heads=keys)
     store = store_of(stock, tmp_path / "store")
     model = running(store, plan_of(store, np.full((store.grid.layers, store.grid.slices), FULL), 0.3))
     inputs = tiny_inputs(stock)
@@ -100,8 +102,8 @@ def test_submodel_is_the_stock_model_without_the_rest(
     stock = tiny_model(head_of(model_type))
     architecture = get_architecture(stock.config)
     grid = architecture.grid(stock.config)
-    random = np.random.default_rng(7)
-    order = [random.permutation(grid.slices).tolist() for _ in range(grid.layers)]
+    order = random_orders(stock, seed=7)
+    slices = max(slices, grid.widths[0])
     store = store_of(stock, tmp_path / "store", slice_order=order)
     bits = np.zeros((grid.layers, grid.slices), dtype=np.int64)
     bits[:layers, :slices] = FULL

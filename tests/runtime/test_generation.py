@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from sti_hf.errors import UnsupportedUseError
+from sti_hf.errors import PlanError, UnsupportedUseError
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 from tests.model.submodels import cut_down
@@ -21,15 +21,21 @@ PROMPT, NEW = 11, 64
 SETTINGS: dict[str, Any] = {"do_sample": False, "pad_token_id": 1, "eos_token_id": None}
 
 
-def language_model(model_type: str) -> Any:
+ONE_HEAD = "gemma3_text, one key and value head"
+"""Gemma 3 of 270M and of 1B."""
+
+
+def language_model(name: str) -> Any:
+    model_type = name.split(",")[0]
     # More positions than the other tests need, and windows that are passed.
     (head,) = (each for each in TASK_HEADS[model_type] if each.__name__.endswith(("ForCausalLM", "LMHeadModel")))
     names = ("max_position_embeddings", *(["n_positions"] if model_type == "gpt2" else []))
     window = {"sliding_window": 8} if model_type == "mistral" else {}
-    return tiny_model(head, **dict.fromkeys(names, PROMPT + NEW + 8), **window)
+    keys = {"num_key_value_heads": 1} if name == ONE_HEAD else {}
+    return tiny_model(head, **dict.fromkeys(names, PROMPT + NEW + 8), **window, **keys)
 
 
-@pytest.fixture(scope="module", params=DECODERS)
+@pytest.fixture(scope="module", params=[*DECODERS, ONE_HEAD])
 def stock(request: pytest.FixtureRequest) -> Any:
     return language_model(request.param)
 
@@ -103,11 +109,24 @@ def test_two_turns_on_one_cache(stock: Any, model: Any) -> None:
 
 
 def test_a_submodel_writes_what_a_stock_model_without_the_rest_writes(stock: Any, store: ShardStore) -> None:
-    slices = store.grid.slices - 1
+    slices = store.grid.widths[-2:][0]
     model = running(store, plan_of(store, whole(store, 2, slices)))
     rest = cut_down(stock, 2, slices, [list(range(store.grid.slices))] * LAYERS)
     expected = rest.generate(**prompts(), **SETTINGS, max_new_tokens=16)
     assert torch.equal(model.generate(**prompts(), **SETTINGS, max_new_tokens=16), expected)
+    model.sti.close()
+
+
+def test_slices_that_are_not_droppable_are_never_left_out(stock: Any, store: ShardStore) -> None:
+    if store.grid.droppable:
+        return
+    with pytest.raises(PlanError, match="layers can only run whole"):
+        running(store, plan_of(store, whole(store, 2, store.grid.slices - 1)))
+    model = running(store, plan_of(store, whole(store, 2, store.grid.slices)))
+    plan = model.sti.plan
+    with pytest.raises(PlanError, match="layers can only run whole"):
+        model.sti.use(plan_of(store, whole(store, 1, 1)))
+    assert model.sti.plan is plan
     model.sti.close()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, RobertaForCausalLM
+from transformers import DynamicCache, GemmaForCausalLM, Olmo2ForCausalLM, PreTrainedModel, RobertaForCausalLM
 
 from sti_hf.errors import UnsupportedUseError
 from sti_hf.model import get_architecture
@@ -110,6 +111,23 @@ def test_a_cache_of_another_submodel_is_refused(store: ShardStore, model: Any) -
     model.sti.use(plan_with(store, (3, 2)))
     with pytest.raises(UnsupportedUseError, match=r"1 x 2"):
         model(IDS[:, 20:21], past_key_values=cache)
+
+
+@pytest.mark.parametrize("model_class", [GemmaForCausalLM, Olmo2ForCausalLM])
+def test_a_cache_has_heads_where_slices_are_none(model_class: type[PreTrainedModel], tmp_path: Path) -> None:
+    store = store_of(tiny_model(model_class), tmp_path / "store")
+    assert not store.grid.droppable
+    short, long = (plan_with(store, (depth, store.grid.slices)) for depth in (3, 2))
+    model = planned_by(store, lambda config, workload: long if workload.tokens > 16 else short, seq_len=20)
+    expected = logits_at_once(store, long.submodel)
+    cache = model(IDS[:, :20], use_cache=True).past_key_values
+    for token in range(20, 24):
+        logits = model(IDS[:, token : token + 1], past_key_values=cache, use_cache=True).logits
+        assert torch.allclose(logits[:, 0], expected[:, token], atol=1e-5)
+    model.sti.use(short)
+    with pytest.raises(UnsupportedUseError, match=r"cache was made by a submodel of 2 x 8"):
+        model(IDS[:, 20:21], past_key_values=cache)
+    model.sti.close()
 
 
 def test_what_a_cache_holds_is_part_of_the_work() -> None:

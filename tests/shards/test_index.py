@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertForSequenceClassification, CLIPModel
+from transformers import BertForSequenceClassification, CLIPModel, Olmo2Model
 
 from sti_hf import native
 from sti_hf.errors import StoreError, UnsupportedModelError
@@ -62,6 +62,26 @@ def test_format_1_is_read(store: ShardStore, tmp_path: Path) -> None:
     old = ShardStore.open(rewritten(store, tmp_path, 1, into_format_1))
     assert old.index.to_json() == store.index.to_json()
     assert verify_store(old) == []
+
+
+def test_slices_of_stores_from_before_that_was_said_are_droppable(store: ShardStore, tmp_path: Path) -> None:
+    old = ShardStore.open(
+        rewritten(store, tmp_path, 2, lambda content: content["stacks"][""]["grid"].pop("droppable"))
+    )
+    assert old.index.to_json() == store.index.to_json()
+    assert old.grid.droppable
+
+
+def test_slices_that_are_not_droppable_have_one_order(tmp_path: Path) -> None:
+    store = store_of(tiny_model(Olmo2Model), tmp_path / "store")
+    assert ShardStore.open(store.path).grid == store.grid
+    assert not store.grid.droppable
+
+    def reversed_order(content: dict[str, Any]) -> None:
+        content["stacks"][""]["slice_order"][1].reverse()
+
+    with pytest.raises(StoreError, match="describes no store"):
+        ShardStore.open(rewritten(store, tmp_path, 2, reversed_order))
 
 
 def test_an_index_is_what_it_was_written_as(stacked: ShardStore) -> None:

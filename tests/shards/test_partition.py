@@ -17,7 +17,8 @@ INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float
 MATRICES = tuple(Matrix(name, name) for name in ("q", "k", "v", "o", "up", "gate", "down"))
 
 DTYPES = st.sampled_from(list(INTEGERS))
-ORDERS = st.permutations(range(HEADS))
+ORDERS = st.permutations(range(2 * HEADS))
+"""Of as many slices as any model here has."""
 
 
 @st.composite

@@ -13,11 +13,12 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertForSequenceClassification,
     MPNetForSequenceClassification,
+    Olmo2Model,
     PreTrainedModel,
     RobertaModel,
 )
 
-from sti_hf.errors import StoreError
+from sti_hf.errors import ConfigurationError, StoreError, UnsupportedModelError
 from sti_hf.integrations.full_model import full_model
 from sti_hf.model import get_architecture
 from sti_hf.shards import whole
@@ -108,6 +109,19 @@ def test_everything_else_stays(tmp_path: Path) -> None:
     assert (store.path / "README.md").read_text() == "README.md"
     assert moved.path.stat().st_mode & 0o777 == 0o755
     assert moved.fidelities == (2, 3, 4, 5, 6)
+
+
+def test_slices_that_are_not_droppable_stay_where_they_are(tmp_path: Path) -> None:
+    model = tiny_model(Olmo2Model)
+    store = store_of(model, tmp_path / "store")
+    content = {path: path.read_bytes() for path in store.path.iterdir()}
+    order = [list(reversed(range(store.grid.slices)))] * LAYERS
+    with pytest.raises(ConfigurationError, match="have one order only"):
+        reordered(store, model, order)
+    assert {path: path.read_bytes() for path in store.path.iterdir()} == content
+    with pytest.raises(UnsupportedModelError, match="olmo2 model have one order only"):
+        store_of(model, tmp_path / "other", slice_order=order)
+    assert not (tmp_path / "other").exists()
 
 
 def test_it_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Language models with the layers of Llama, named as Llama's: SmolLM, Mistral, Qwen, Granite, Gemma, Phi-3."""
+"""Language models with the layers of Llama, named as Llama's: SmolLM, Mistral, Qwen, Granite, Gemma, OLMo, Phi-3."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ class Llama(RotaryEncoder):
     )
     tables = {WORD_EMBEDDINGS: "embed_tokens"}
     lm_decoders = ("lm_head",)
+
+
+class Olmo2(Llama):
+    """OLMo 2 and 3: norms go over the queries, and the keys, of all heads."""
+
+    model_types = ("olmo2", "olmo3")
+    droppable_heads = False
 
 
 class Phi3(Llama):

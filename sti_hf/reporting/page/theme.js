@@ -56,7 +56,7 @@ function gridLayout(id, report) {
 }
 
 function shardNames(report) {
-  return report.heads.map((heads, layer) => heads.map((head, slice) => `layer ${layer}, slice ${slice} (the checkpoint's head ${head})`));
+  return report.heads.map((heads, layer) => heads.map((head, slice) => `layer ${layer}, slice ${slice}${report.droppable ? ` (the checkpoint's head ${head})` : ""}`));
 }
 
 function digits(value, count) {

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertForSequenceClassification, MPNetForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    LlamaForSequenceClassification,
+    MPNetForSequenceClassification,
+    Olmo2ForSequenceClassification,
+)
 
 from eval.elastic.fake_quantization import fake_quantized
 from eval.elastic.submodels import Submodels
+from sti_hf.errors import UnsupportedModelError
 from sti_hf.model import architecture_of, get_architecture
 from sti_hf.shards.layout import FULL
 from tests.model.submodels import cut_down, silence
@@ -115,6 +121,14 @@ def test_every_shard_has_its_own_fidelity(width: int) -> None:
         expected = cut_down(quantized, LAYERS, width, IN_ORDER)(**inputs).logits
         assert torch.allclose(found, expected, atol=1e-5)
         assert not torch.allclose(found, cut_down(model, LAYERS, width, IN_ORDER)(**inputs).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "keys"), [(Olmo2ForSequenceClassification, HEADS), (LlamaForSequenceClassification, 2)]
+)
+def test_models_that_cannot_be_cut_are_refused(model_class: Any, keys: int) -> None:
+    with pytest.raises(UnsupportedModelError, match="Elastic fine-tuning cannot cut"):
+        Submodels(tiny_model(model_class, num_key_value_heads=keys))
 
 
 def test_processes_train_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
