@@ -27,6 +27,9 @@ class STIConfig(QuantizationConfigMixin):
     Args:
         target_latency: T, the time that a forward of `batch_size` sequences may take: seconds, or a text such as
             "200ms". A larger batch keeps the plan of its length and takes longer.
+        target_token_latency: of models that write texts, the time that each token after the first may take, as
+            `target_latency` (which is then the time of the prompt, to the first token). None: tokens run at the
+            fidelities of their prompt, and take the time that these take.
         preload_budget: S, the size of the preload buffer: bytes, or a text such as "1MB".
         strategy: "sti", or one of the paper's baselines "load_exec", "std_pipeline", "preload" (with `fidelity`).
         fidelity: bits of all shards under a baseline strategy.
@@ -77,11 +80,15 @@ class STIConfig(QuantizationConfigMixin):
         submodels: str = "measured",
         max_loss: float = 2.0,
         memory_budget: int | str | None = None,
+        target_token_latency: float | str | None = None,
     ) -> None:
         if quant_method != "sti":
             raise ConfigurationError(f"This is the configuration of quant_method 'sti', not {quant_method!r}.")
         self.quant_method: Any = quant_method
         self.target_latency = parse_seconds(target_latency)
+        self.target_token_latency = None
+        if target_token_latency is not None:
+            self.target_token_latency = parse_seconds(target_token_latency, "target_token_latency")
         self.preload_budget = parse_bytes(preload_budget, "preload_budget")
         self.strategy = _one_of("strategy", strategy, STRATEGIES)
         self.fidelity = _fidelity_for(strategy, fidelity)
@@ -120,12 +127,12 @@ class STIConfig(QuantizationConfigMixin):
         return type(self)(**{**self.to_dict(), **changes})
 
 
-def parse_seconds(value: float | str) -> float:
+def parse_seconds(value: float | str, name: str = "target_latency") -> float:
     """Seconds from a number or a text such as "200ms"; raises `ValueError` unless it is positive and finite."""
     seconds = _with_unit(value, _SECONDS)
     if seconds is None or not 0 < seconds < math.inf:
         raise ConfigurationError(
-            f"target_latency must be a positive number of seconds or a text such as '200ms', not {value!r}."
+            f"{name} must be a positive number of seconds or a text such as '200ms', not {value!r}."
         )
     return seconds
 

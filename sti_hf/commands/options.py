@@ -21,6 +21,7 @@ from sti_hf.shards.store import ShardStore, is_store, store_defaults
 USER_MISTAKE = 2
 FIELDS = (
     "target_latency",
+    "target_token_latency",
     "preload_budget",
     "seq_len",
     "strategy",
@@ -57,6 +58,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     """The fields of STIConfig; what is not given is the store's default."""
     add_store(parser)
     parser.add_argument("--target-latency", metavar="T", help="such as 200ms")
+    parser.add_argument("--target-token-latency", metavar="T", help="of each token after the first of a text (none)")
     parser.add_argument("--preload-budget", metavar="S", help="such as 1MB")
     parser.add_argument("--seq-len", metavar="TOKENS", type=int, help="tokens of the input to plan for")
     parser.add_argument("--batch-size", metavar="N", type=int, help="sequences of the batch that T is meant for")

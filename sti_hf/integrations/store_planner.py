@@ -61,7 +61,7 @@ class StorePlanner:
         self._config: dict[str, Any] = json.loads((store.path / "config.json").read_text())
         self._importance: dict[str, tuple[ImportanceProfile, dict[tuple[int, int], float]]] = {}
 
-    def plan(self, config: STIConfig, workload: Workload) -> ExecutionPlan:
+    def plan(self, config: STIConfig, workload: Workload, submodel: tuple[int, int] | None = None) -> ExecutionPlan:
         """The plan for a configuration and a workload, from the cache, or made and put there.
 
         Raises `ConfigurationError` where the configuration names a longer input than the model takes, and `PlanError`
@@ -81,8 +81,11 @@ class StorePlanner:
             "elastic": self.is_elastic,
             "workload": asdict(workload),
             "heads": [table.offset for table in self._heads],
+            "submodel": submodel,
         }
-        return cached_plan(cache_home() / "plans", key, lambda: make_plan(self.request(config, workload)))
+        return cached_plan(
+            cache_home() / "plans", key, lambda: make_plan(self.request(config, workload).changed(submodel=submodel))
+        )
 
     def workload(self, config: STIConfig, tokens: int | None = None) -> Workload:
         """The workload that sequences of so many tokens are planned for; None: of as many as `config`, or the model's

@@ -11,8 +11,9 @@ from sti_hf.planning.workload import Workload
 class Planner(Protocol):
     """Makes the plans of one store on one device."""
 
-    def plan(self, config: Any, workload: Workload) -> ExecutionPlan:
-        """The plan of an `STIConfig` for a workload, whether it keeps T or not (`ExecutionPlan.feasible`)."""
+    def plan(self, config: Any, workload: Workload, submodel: tuple[int, int] | None = None) -> ExecutionPlan:
+        """The plan of an `STIConfig` for a workload, of this submodel (n, m) if one is given; whether it keeps T or
+        not (`ExecutionPlan.feasible`)."""
         ...
 
     def workload(self, config: Any, tokens: int | None = None) -> Workload:
@@ -30,7 +31,7 @@ class OnePlan:
     def __init__(self, plan: ExecutionPlan) -> None:
         self._plan = plan
 
-    def plan(self, config: Any, workload: Workload) -> ExecutionPlan:
+    def plan(self, config: Any, workload: Workload, submodel: tuple[int, int] | None = None) -> ExecutionPlan:
         """That plan."""
         return self._plan
 

@@ -37,19 +37,18 @@ class PlanRequest:
         target_latency: T, seconds: of one forward of the workload.
         preload_budget: S, bytes.
         workload: of the forward that is planned.
-        strategy: "sti", or a baseline: "load_exec", "std_pipeline", "preload".
-        fidelity: bits of all shards, for a baseline.
+        strategy, fidelity: "sti"; or a baseline of `STRATEGIES`, and the bits of all its shards.
         allocator: what chooses fidelities, "marginal" or "two_pass" (the paper's).
         importance: what shards are worth; None: the documented default order.
         submodels: which n x m submodels may run: "measured": those in `submodel_accuracy` within `max_loss` points of
             the whole model; "any": all (the paper's rule); "none": the whole model alone.
         submodel_accuracy: metric, 0 to 1, by (n, m), as far as that was measured.
         max_loss: points, hundredths of the metric.
-        row_bytes: size of an embedding row that is read by token id; 0 where there are none.
-        position_bytes: size of all rows that are read by position.
+        submodel: (n, m) that runs, whatever may; None: the best that may. A baseline runs the whole model.
+        row_bytes, position_bytes: size of an embedding row that is read by token id, and of all those by position.
         extra_seconds: compute after the layers that the profile does not know, such as a head streamed by rows.
         fidelities: that may be used, none given: all that the store has.
-        staging_budget: bound of the staging buffer in bytes; None for what the plan needs.
+        staging_budget: bound of the staging buffer, bytes; None for what the plan needs.
         memory_budget: bound of preload, staging and working buffer together, bytes; None for none.
         working_bytes: size of the working buffer for submodels of 1, 2, .. M slices; none given: 0.
 
@@ -68,6 +67,7 @@ class PlanRequest:
     submodels: str = "measured"
     submodel_accuracy: Mapping[tuple[int, int], float] = field(default_factory=dict)
     max_loss: float = 2.0
+    submodel: tuple[int, int] | None = None
     row_bytes: int = 0
     position_bytes: int = 0
     extra_seconds: float = 0.0

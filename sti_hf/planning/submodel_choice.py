@@ -26,15 +26,17 @@ def choose_submodel(request: PlanRequest, meets: Callable[[Submodel], bool]) -> 
         submodel = Submodel(request, depth, width)
         if meets(submodel):
             return submodel
-    return _largest(request, meets) if request.submodels == "any" else None
+    return _largest(request, meets) if request.submodels == "any" and request.submodel is None else None
 
 
 def vouched_for(request: PlanRequest) -> list[tuple[int, int]]:
     """Submodels (n, m) that may run by what is known of them, the best first.
 
     By the rule "measured" those within `max_loss` points of the whole model, where that was measured too; else the
-    whole model alone. By "any", all that were measured.
+    whole model alone. By "any", all that were measured. One that the request names is the only one.
     """
+    if request.submodel is not None:
+        return [request.submodel]
     measured = request.submodel_accuracy
     if request.submodels != "any" and (request.submodels == "none" or request.whole not in measured):
         return [request.whole]
@@ -46,9 +48,11 @@ def vouched_for(request: PlanRequest) -> list[tuple[int, int]]:
 def last_resort(request: PlanRequest) -> Submodel:
     """What runs where nothing keeps T.
 
-    The fastest submodel by the rule "any", else the whole model, or where memory is too small for that the best that
-    may run. Raises `PlanError` where memory is too small for all of them.
+    The one that is named; else the fastest submodel by the rule "any", else the whole model, or where memory is too
+    small for that the best that may run. Raises `PlanError` where memory is too small for all of them.
     """
+    if request.submodel is not None:
+        return _fitting(request, [request.submodel])[0]
     if request.submodels == "any":
         widths = reversed(request.grid.widths)
         return min(_fitting(request, ((1, width) for width in widths)), key=_lowest_latency)

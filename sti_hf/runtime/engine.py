@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 import torch
 
-from sti_hf.config import STIConfig
 from sti_hf.errors import UnsupportedUseError
 from sti_hf.model import Architecture, Grid
 from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.runtime.gemm import ComputePath
+from sti_hf.runtime.generation import Continued, Generations
 from sti_hf.runtime.guard import Guard
 from sti_hf.runtime.inference import Inference
-from sti_hf.runtime.plan_book import PlanBook
+from sti_hf.runtime.plan_book import PlanBook, is_step
 from sti_hf.runtime.prepared import PreparedPlan
 from sti_hf.runtime.reads.streamer import ShardStreamer
 from sti_hf.runtime.reads.tables import Tables
@@ -29,7 +29,8 @@ from sti_hf.shards.store import ShardStore
 class Engine:
     """Plans, reading and inferences of the layers of a model, or of its vocabulary. Reading begins at once.
 
-    `last_run` is the last inference that ended.
+    `last_run` is the last inference that ended, and `is_step` whether the last was of a text's further tokens, which
+    `generations` tells of.
 
     Args:
         architecture: of the model.
@@ -47,13 +48,14 @@ class Engine:
         rate_limit: float = 0.0,
         following: Engine | None = None,
     ) -> None:
-        wanted = book.wanted(book.first)
-        prepared = PreparedPlan(store, book.first, path, wanted=wanted, staging_budget=book.first.staging_budget)
+        prepared = _made_ready(store, book.first, path, book)
         self.streamer = ShardStreamer(store, prepared, rate_limit)
         self.architecture, self.book, self.following = architecture, book, following
         self.tables = Tables(store, rate_limit)
         self.guard = Guard(functools.partial(_make_ready_after_fork, self.streamer))
         self.last_run: RunTimeline | None = None
+        self.is_step = False
+        self.generations = Generations()
         self._watch = Watch()
         self._inference: Inference | None = None
         self._most_buffered = 0
@@ -70,11 +72,6 @@ class Engine:
         inference = self._inference
         return inference if inference is not None and inference.is_of_this_thread() else None
 
-    @property
-    def runs_full(self) -> bool:
-        """Whether all that its plan runs is at full fidelity."""
-        return self.streamer.prepared.plan.is_full
-
     @contextmanager
     def turn(self) -> Iterator[bool]:
         """A turn of this thread; gives whether it runs no inference in it yet."""
@@ -84,12 +81,13 @@ class Engine:
             yield self.current is None
 
     @contextmanager
-    def inference(self, workload: Workload, submodel: tuple[int, int] | None) -> Iterator[Inference]:
-        """One inference, by the plan for this work and, where one is given, this submodel (n, m). In a turn."""
+    def inference(self, workload: Workload, continued: Continued | None = None) -> Iterator[Inference]:
+        """One inference, by the plan for this work, which may go on from a key/value cache. In a turn."""
         if self.current is not None:
             raise UnsupportedUseError("The model was called from inside its own forward: call it before or after.")
         begun = time.perf_counter()
-        plan = self.book.plan_for(workload.tokens, submodel)
+        plan = self.book.plan_for(workload.tokens, continued)
+        self.is_step = is_step(workload.tokens, continued)
         self._adopt(plan, self.book)
         inference = Inference(
             self.architecture, self.streamer, workload, begun, self.tables.bytes_read, self._begin_following
@@ -110,6 +108,7 @@ class Engine:
         if self.last_run is not None:
             run = self.last_run if followed is None else with_following(self.last_run, followed)
             self.last_run = dataclasses.replace(run, total=seconds)
+            self.generations.note_run(self.last_run)
             if not self.book.is_pinned:
                 self._watch.note(self.last_run)
 
@@ -126,10 +125,6 @@ class Engine:
         with self.turn() as idle:
             if idle:
                 self.streamer.start()
-
-    def replan(self, config: STIConfig, tokens: int | None) -> None:
-        """Plans for another configuration from now on, first for so many tokens; or raises and changes nothing."""
-        self.rebook(self.book.replanned(config, tokens))
 
     def rebook(self, book: PlanBook) -> None:
         """Plans by another book from now on, and makes ready its first plan; completely, or not at all."""
@@ -151,25 +146,22 @@ class Engine:
 
     def _adopt(self, plan: ExecutionPlan, book: PlanBook) -> None:
         """Makes a plan of a book the one that runs: it is built completely, and then takes the place of the last."""
-        streamer = self.streamer
-        before = streamer.prepared
-        if plan is before.plan:
-            return
-        streamer.stop()
-        prepared = PreparedPlan(
-            before.store,
-            plan,
-            before.path,
-            wanted=book.wanted(plan),
-            staging_budget=plan.staging_budget,
-            before=before,
-        )
-        self._note_buffers(prepared)
-        streamer.adopt(prepared)
+        before = self.streamer.prepared
+        if plan is not before.plan:
+            self.streamer.stop()
+            prepared = _made_ready(before.store, plan, before.path, book, before)
+            self._note_buffers(prepared)
+            self.streamer.adopt(prepared)
 
     def _begin_following(self) -> None:
-        if self.following is not None and not self.runs_full:
-            self.following.prefetch()
+        following = self.following
+        if following is None or self.streamer.prepared.plan.is_full:
+            return
+        with following.turn() as idle:
+            if idle:
+                book = following.book
+                following._adopt(book.plan_for(1, book.first_continued if self.is_step else None), book)
+                following.streamer.start()
 
     def _note_buffers(self, prepared: PreparedPlan) -> None:
         self._most_buffered = max(self._most_buffered, sum(prepared.sizes().values()))
@@ -178,6 +170,13 @@ class Engine:
         self.streamer.close()
         self.streamer.prepared.give_back()
         self.tables.close()
+
+
+def _made_ready(
+    store: ShardStore, plan: ExecutionPlan, path: ComputePath, book: PlanBook, before: PreparedPlan | None = None
+) -> PreparedPlan:
+    wanted = book.wanted(plan)
+    return PreparedPlan(store, plan, path, wanted=wanted, staging_budget=plan.staging_budget, before=before)
 
 
 def _make_ready_after_fork(streamer: ShardStreamer) -> None:

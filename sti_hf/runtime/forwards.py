@@ -12,9 +12,11 @@ from torch import nn
 
 from sti_hf.errors import UnsupportedUseError
 from sti_hf.runtime.engine import Engine
+from sti_hf.runtime.generation import Continued
 from sti_hf.runtime.inference import Inference
 from sti_hf.runtime.inputs import (
     cached_submodel,
+    cached_tokens,
     check_depth,
     check_inputs,
     check_length,
@@ -48,10 +50,11 @@ class Forwards:
             grid = self.engine.grid
             check_depth(module.config, grid.layers)
             workload = workload_of(module.config, architecture, inputs)
-            submodel = cached_submodel(inputs.get("past_key_values"), grid)
             check_length(module, architecture, inputs, workload)
-            with self.engine.inference(workload, submodel):
-                return forward()
+            with self.engine.inference(workload, self._continued(inputs)):
+                output = forward()
+            self._note_cache(inputs, output)
+            return output
 
     def run_stack(self, module: nn.Module, inputs: Mapping[str, Any], forward: Callable[[], Any]) -> Any:
         """A forward of the module that has the layers: a part of the base model's, or an inference of its own."""
@@ -63,10 +66,11 @@ class Forwards:
             if running is None and inputs.get(self.engine.architecture.main_inputs[0]) is not None:
                 return self.run_base(module, inputs, forward)  # it embeds, too, and was called in place of the base
             workload = workload_of_states(inputs.get("hidden_states", inputs.get("inputs_embeds")))
-            submodel = cached_submodel(inputs.get("past_key_values"), self.engine.grid)
-            with self.engine.inference(workload, submodel) as own:
+            with self.engine.inference(workload, self._continued(inputs)) as own:
                 own.entered = True
-                return forward()
+                output = forward()
+            self._note_cache(inputs, output)
+            return output
 
     def run_layer(
         self, module: nn.Module, layer: int, args: Any, kwargs: dict[str, Any], forward: Callable[..., Any]
@@ -76,6 +80,11 @@ class Forwards:
         _refuse_training(module)
         args, kwargs = inference.begin_layer(module, layer, args, kwargs)
         return inference.end_layer(forward(*args, **kwargs))
+
+    @property
+    def strips(self) -> Engine | None:
+        """What makes logits from the strips of the vocabulary; None where the table of full weights does."""
+        return None if self.engine.streamer.prepared.plan.is_full else self.engine.following
 
     @property
     def tables(self) -> Tables:
@@ -101,6 +110,20 @@ class Forwards:
         """Takes note of the seconds that reading embedding rows took."""
         if self.engine.current is not None:
             self.engine.current.embedding_seconds += seconds
+
+    def _continued(self, inputs: Mapping[str, Any]) -> Continued | None:
+        """What a forward goes on from: the key/value cache among its inputs, unless that is empty."""
+        cache = inputs.get("past_key_values")
+        submodel = cached_submodel(cache, self.engine.grid)
+        if submodel is None:
+            return None
+        return Continued(submodel, cached_tokens(cache), self.engine.generations.plan_of(cache))
+
+    def _note_cache(self, inputs: Mapping[str, Any], output: Any) -> None:
+        given = inputs.get("past_key_values")
+        cache = getattr(output, "past_key_values", None) if given is None else given
+        engine = self.engine
+        engine.generations.note_cache(cache, engine.streamer.prepared.plan, engine.is_step)
 
     @contextmanager
     def _turn_of(self, module: nn.Module) -> Iterator[None]:

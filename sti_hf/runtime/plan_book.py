@@ -11,9 +11,18 @@ from sti_hf.config import STIConfig
 from sti_hf.errors import InfeasibleLatencyError, UnsupportedUseError
 from sti_hf.planning import ExecutionPlan, Planner, Workload, missed_target
 from sti_hf.planning.refinement import LONGER, can_refine, wanted_bits
+from sti_hf.runtime.generation import Continued
+
+STEP_TOKENS = 16
+"""New tokens behind a cache up to which a forward is a step of writing a text; more are a further prompt."""
 
 PREDICTIONS = 1000
 """How many are kept, so that each is made once."""
+
+
+def is_step(tokens: int, continued: Continued | None) -> bool:
+    """Whether a forward is of a text's further tokens, not of a prompt."""
+    return continued is not None and tokens <= STEP_TOKENS
 
 
 class PlanBook:
@@ -25,7 +34,7 @@ class PlanBook:
 
     def __init__(self, planner: Planner, config: STIConfig, tokens: int | None = None) -> None:
         self.planner, self.config = planner, config
-        self._plans: dict[int, ExecutionPlan] = {}
+        self._plans: dict[tuple[int, tuple[int, int] | None, bool], ExecutionPlan] = {}
         self._pinned: ExecutionPlan | None = None
         self._predicted: dict[tuple[ExecutionPlan, Workload], float] = {}
         self._announced_smaller = False
@@ -46,22 +55,38 @@ class PlanBook:
         """Whether its plan was given, and not made for a T that was asked for."""
         return self._pinned is not None
 
-    def plan_for(self, tokens: int, submodel: tuple[int, int] | None = None) -> ExecutionPlan:
-        """The plan for sequences of so many tokens, of this submodel (n, m) where one is asked for.
+    def plan_for(self, tokens: int, continued: Continued | None = None) -> ExecutionPlan:
+        """The plan for sequences of so many tokens, which may go on from a key/value cache, with its submodel.
 
-        Raises `UnsupportedUseError` where no plan has that submodel: a cache was made under another configuration.
+        Further tokens of a text run by the plan for those, where there is a T for them; else by the plan of its
+        prompt. Raises `UnsupportedUseError` where no plan has the cache's submodel.
         """
-        plan = self._pinned or (self.first if self.config.fixed_plan else self._planned(tokens))
-        if submodel is None or submodel == plan.submodel:
-            return plan
-        for other in self._plans.values():
-            if self._pinned is None and other.submodel == submodel:
-                return other
-        n, m = submodel
-        raise UnsupportedUseError(
-            f"The key/value cache was made by a submodel of {n} x {m}, and the plans of this session run "
-            f"{plan.submodel[0]} x {plan.submodel[1]}: begin the text anew, without that cache."
-        )
+        if continued is None:
+            return self._pinned or self._planned(tokens)
+        plan = self._pinned or self._going_on(tokens, continued)
+        if plan.submodel != continued.submodel:
+            n, m = continued.submodel
+            raise UnsupportedUseError(
+                f"The key/value cache was made by a submodel of {n} x {m}, and the plans of this session run "
+                f"{plan.submodel[0]} x {plan.submodel[1]}: begin the text anew, without that cache."
+            )
+        return plan
+
+    @property
+    def first_continued(self) -> Continued:
+        """What further tokens of a text go on from whose prompt the first plan ran."""
+        return Continued(self.first.submodel, 1, self.first)
+
+    def _going_on(self, tokens: int, continued: Continued) -> ExecutionPlan:
+        if is_step(tokens, continued):
+            if self.config.target_token_latency is not None:
+                return self._planned(1, continued.submodel, of_steps=True)
+            if continued.plan in self._plans.values():
+                assert continued.plan is not None
+                return continued.plan
+            tokens += continued.tokens
+        plan = self._planned(tokens)
+        return plan if plan.submodel == continued.submodel else self._planned(tokens, continued.submodel)
 
     def predicted(self, plan: ExecutionPlan, workload: Workload) -> float:
         """Seconds that a plan is predicted to take for some work, its preload buffer filled."""
@@ -78,16 +103,24 @@ class PlanBook:
             return None
         if plan is self._pinned:
             return plan.bits
-        longer = self.config.replaced(target_latency=LONGER * self.config.target_latency)
+        longer = self.config.replaced(target_latency=LONGER * plan.target_latency)
         return wanted_bits(plan, self.planner.plan(longer, plan.workload))
 
-    def _planned(self, tokens: int | None) -> ExecutionPlan:
+    def _planned(
+        self, tokens: int | None, submodel: tuple[int, int] | None = None, of_steps: bool = False
+    ) -> ExecutionPlan:
+        if self.config.fixed_plan and self._plans and not of_steps:
+            tokens = None
         workload = self.planner.workload(self.config, tokens)
-        if workload.tokens not in self._plans:
-            plan = self.planner.plan(self.config, workload)
+        key = workload.tokens, submodel, of_steps
+        if key not in self._plans:
+            config = self.config
+            if of_steps and config.target_token_latency is not None:
+                config = config.replaced(target_latency=config.target_token_latency)
+            plan = self.planner.plan(config, workload, submodel)
             self._announce(plan)
-            self._plans[workload.tokens] = plan
-        return self._plans[workload.tokens]
+            self._plans[key] = plan
+        return self._plans[key]
 
     def _announce(self, plan: ExecutionPlan) -> None:
         """Says what a user would not expect of a plan."""

@@ -38,4 +38,9 @@ def _share(config: STIConfig, share: float) -> STIConfig:
         return config
     bytes_of = {name: getattr(config, name) for name in BUDGETS}
     parts = {name: int(share * size) for name, size in bytes_of.items() if size is not None}
-    return config.replaced(target_latency=share * config.target_latency, **parts)
+    of_token = config.target_token_latency
+    return config.replaced(
+        target_latency=share * config.target_latency,
+        target_token_latency=None if of_token is None else share * of_token,
+        **parts,
+    )

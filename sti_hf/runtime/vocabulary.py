@@ -12,16 +12,18 @@ from sti_hf.planning import Workload
 from sti_hf.runtime.engine import Engine
 
 
-def logits_of(engine: Engine, module: nn.Module, states: Tensor, words: int) -> Tensor:
+def logits_of(engine: Engine, module: nn.Module, states: Tensor, words: int, is_step: bool) -> Tensor:
     """Logits `[..., words]`, without a bias, of hidden states `[..., columns]`, in their dtype.
 
-    `engine` runs the strips, in the order of the words; `module` stands for them in the model.
+    `engine` runs the strips, in the order of the words; `module` stands for them in the model. `is_step`: the states
+    are of a text's further tokens, not of its prompt.
     """
+    continued = engine.book.first_continued if is_step else None
     grid = engine.streamer.prepared.store.grid
     logits = states.new_empty(*states.shape[:-1], words)
     positions = states.shape[-2] if states.dim() > 1 else 1
     workload = Workload(positions, math.prod(states.shape[:-2]))
-    with engine.turn(), torch.no_grad(), engine.inference(workload, None) as inference:
+    with engine.turn(), torch.no_grad(), engine.inference(workload, continued) as inference:
         for layer in inference.layers:
             (inputs,), _ = inference.begin_layer(module, layer, (states,), {})
             first_of_layer = layer * grid.slices * grid.slice_rows

@@ -144,33 +144,16 @@ class StackWriter:
                 strips = split_vocabulary(weight, grid, layer).float()
                 written.append(write_layer(writer, layer, quantizer.quantize_layer(layer, strips, grid), None))
         page_out(weight)
-        return self._index(grid, [tuple(range(grid.slices))] * grid.layers, self.vocabulary_file, written, {})
+        order = [tuple(range(grid.slices))] * grid.layers
+        return _index(self.model.config.model_type, grid, order, self.vocabulary_file, written, {})
 
     def index(
         self, layers: Sequence[WrittenLayer], tables: dict[str, Table], vocabulary: StackIndex | None
     ) -> StackIndex:
         """The index of what was written."""
-        index = self._index(self.grid, self.slice_order, self.shards_file, layers, tables)
+        model_type = self.model.config.model_type
+        index = _index(model_type, self.grid, self.slice_order, self.shards_file, layers, tables)
         return replace(index, vocabulary=vocabulary)
-
-    def _index(
-        self,
-        grid: Grid,
-        slice_order: Sequence[tuple[int, ...]],
-        file: str,
-        layers: Sequence[WrittenLayer],
-        tables: dict[str, Table],
-    ) -> StackIndex:
-        return StackIndex(
-            model_type=self.model.config.model_type,
-            grid=grid,
-            slice_order=tuple(slice_order),
-            layer_files=(file,) * grid.layers,
-            layer_offsets=tuple(layer.offset for layer in layers),
-            header_bytes=tuple(layer.header_bytes for layer in layers),
-            checksums=np.stack([layer.checksums for layer in layers]),
-            tables=tables,
-        )
 
     def _matrix_paths(self, layer: int) -> dict[str, str]:
         """The paths of a layer's matrices in the stack, by their names."""
@@ -197,3 +180,23 @@ def refuse_not_finite(name: str, tensor: Tensor) -> None:
 
 def _weight(module: nn.Module, path: str) -> Tensor:
     return module.get_submodule(path).get_parameter("weight").detach()
+
+
+def _index(
+    model_type: str,
+    grid: Grid,
+    slice_order: Sequence[tuple[int, ...]],
+    file: str,
+    layers: Sequence[WrittenLayer],
+    tables: dict[str, Table],
+) -> StackIndex:
+    return StackIndex(
+        model_type=model_type,
+        grid=grid,
+        slice_order=tuple(slice_order),
+        layer_files=(file,) * grid.layers,
+        layer_offsets=tuple(layer.offset for layer in layers),
+        header_bytes=tuple(layer.header_bytes for layer in layers),
+        checksums=np.stack([layer.checksums for layer in layers]),
+        tables=tables,
+    )

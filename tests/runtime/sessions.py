@@ -105,7 +105,7 @@ class Planned:
     def __init__(self, store: ShardStore, profile: DeviceProfile) -> None:
         self.store, self.profile = store, profile
 
-    def plan(self, config: STIConfig, workload: Workload) -> ExecutionPlan:
+    def plan(self, config: STIConfig, workload: Workload, submodel: tuple[int, int] | None = None) -> ExecutionPlan:
         """By T, S and staging budget of the configuration, without embedding rows."""
         return make_plan(
             PlanRequest(
@@ -115,6 +115,7 @@ class Planned:
                 config.preload_budget,
                 workload,
                 submodels="any",
+                submodel=submodel,
                 staging_budget=config.staging_budget,
                 fidelities=PLANE_FIDELITIES if config.refine else (),
             )
@@ -139,7 +140,11 @@ class Plans:
     """A planner that is a function."""
 
     def __init__(self, plan: Callable[[STIConfig, Workload], ExecutionPlan]) -> None:
-        self.plan = plan
+        self._plan = plan
+
+    def plan(self, config: STIConfig, workload: Workload, submodel: tuple[int, int] | None = None) -> ExecutionPlan:
+        """What it gives, whatever the submodel that is asked for."""
+        return self._plan(config, workload)
 
     def workload(self, config: STIConfig, tokens: int | None = None) -> Workload:
         """As for texts."""

@@ -73,7 +73,7 @@ def test_what_a_cancelled_run_had_not_checked_is_read_again(store: ShardStore, s
     """Reading is ended at any moment: between that and the next forward, nothing is taken for granted."""
     model, intact = with_two_plans(store, 16), with_two_plans(store, 16)
     expected = logits_of(intact(**SHORT))
-    streamer = model.sti._engine.streamer
+    streamer = model.sti._engines.layers.streamer
     for step in range(steps):
         streamer.wait(step)
     streamer.stop()

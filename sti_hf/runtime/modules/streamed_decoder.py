@@ -39,11 +39,11 @@ class StreamedDecoder(StoredPart, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[..., in_features]` to logits `[..., out_features]`."""
-        following = self._forwards.engine.following
-        if following is None or self._forwards.engine.runs_full:
+        strips = self._forwards.strips
+        if strips is None:
             logits = x.new_empty(*x.shape[:-1], self.out_features)
             for first, block in self._forwards.tables[self.table].blocks():
                 logits[..., first : first + len(block)] = x @ block.to(x).t()
         else:
-            logits = logits_of(following, self, x, self.out_features)
+            logits = logits_of(strips, self, x, self.out_features, self._forwards.engine.is_step)
         return logits if self.bias is None else logits + self.bias

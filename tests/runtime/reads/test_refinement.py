@@ -73,7 +73,7 @@ def load() -> Iterator[Load]:
         plan = Planned(store, device(bytes_per_second=RATE))
         session = STISession(store, config, plan, EXACT, rate)
         models.append(load_model_on(store, session))
-        session._engine.streamer.stop()  # what was read before the first forward would be a head start
+        session._engines.layers.streamer.stop()  # what was read before the first forward would be a head start
         return models[-1]
 
     yield load
@@ -83,7 +83,7 @@ def load() -> Iterator[Load]:
 
 def set_rate(model: Any, rate: float) -> None:
     """From now on the disk of the model's shards has this rate."""
-    engine = model.sti._engine
+    engine = model.sti._engines.layers
     engine.streamer.close()
     engine.streamer = ShardStreamer(model.sti.store, engine.streamer.prepared, rate)
 
@@ -280,7 +280,7 @@ def test_reading_at_the_planned_rate_is_never_late(
     store: ShardStore, load: Load, target: float, preload: int | str
 ) -> None:
     session = load(store, target_latency=target, preload_budget=preload).sti
-    plan, placement = session.plan, session._engine.streamer.prepared.placement
+    plan, placement = session.plan, session._engines.layers.streamer.prepared.placement
     requests, _ = placement.streamed_requests
     chosen = placement.purposes(requests) != EXTRA
     nothing_read = np.full(len(requests), np.nan, dtype=TIMING)
