@@ -29,8 +29,9 @@ from sti_hf.shards.store import ShardStore
 LoadModel = Callable[[STISession], PreTrainedModel]
 """Builds the store's model on a session."""
 
-SHORTEST, SHORT = 16, 64
-"""Tokens of texts, of which a batch is measured: their attention takes hardly any time."""
+SHORTEST, SHORT = (1, 16), 64
+"""Tokens of texts whose attention takes hardly any time: one, as when a text is written, to those that are measured in
+batches."""
 
 LONG = (128, 512)
 """Tokens of texts that are measured one by one, for their attention."""
@@ -61,7 +62,7 @@ class Runner:
         if self._architecture.exact_tokens:
             return [Workload(longest, batch) for batch in IMAGES]
         tokens = min(SHORT, longest)
-        shortest = [Workload(SHORTEST)] if tokens > SHORTEST else []
+        shortest = [Workload(count) for count in SHORTEST if count < tokens]
         return [*shortest, *(Workload(tokens, batch) for batch in TEXTS)]
 
     def long(self) -> list[Workload]:

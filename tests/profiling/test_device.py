@@ -77,7 +77,7 @@ def test_every_compute_dtype(store: ShardStore, dtype: str) -> None:
     profile = measure(store, compute_dtype=dtype, progress=steps.append)
     check(profile, store)
     assert profile.compute_dtype in (COMPUTE_DTYPES[1:] if dtype == "auto" else (dtype,))
-    assert profile.tokens == (16, 64, 128, 512)
+    assert profile.tokens == (1, 16, 64, 128, 512)
     assert profile.pairs == (64**2,), "70 positions are too few for attention to count"
     assert profile.widths == (1, 2, 4)
     assert len(steps) == STEPS
@@ -86,14 +86,14 @@ def test_every_compute_dtype(store: ShardStore, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("model_class", "overrides", "tokens", "longer"),
     [
-        (BertModel, {"max_position_embeddings": 8}, (8, 16, 64), ()),
-        (BertModel, {"num_hidden_layers": 1, "num_attention_heads": 1}, (16, 64, 128, 512), ()),
-        (BertModel, {"max_position_embeddings": 600}, (16, 64, 128, 512), (128, 512)),
-        (BertModel, {"max_position_embeddings": 200}, (16, 64, 128, 512), (128, 200)),
-        (RobertaForSequenceClassification, {"max_position_embeddings": 66}, (16, 64, 128, 512), ()),
-        (MPNetModel, {"max_position_embeddings": 65}, (16, 63, 126, 504), ()),
-        (BertForMultipleChoice, {}, (16, 64, 128, 512), ()),
-        (Olmo2Model, {}, (16, 64, 128, 512), ()),
+        (BertModel, {"max_position_embeddings": 8}, (1, 8, 16, 64), ()),
+        (BertModel, {"num_hidden_layers": 1, "num_attention_heads": 1}, (1, 16, 64, 128, 512), ()),
+        (BertModel, {"max_position_embeddings": 600}, (1, 16, 64, 128, 512), (128, 512)),
+        (BertModel, {"max_position_embeddings": 200}, (1, 16, 64, 128, 512), (128, 200)),
+        (RobertaForSequenceClassification, {"max_position_embeddings": 66}, (1, 16, 64, 128, 512), ()),
+        (MPNetModel, {"max_position_embeddings": 65}, (1, 16, 63, 126, 504), ()),
+        (BertForMultipleChoice, {}, (1, 16, 64, 128, 512), ()),
+        (Olmo2Model, {}, (1, 16, 64, 128, 512), ()),
     ],
     ids=["8 positions", "one layer and head", "long", "less long", "RoBERTa", "MPNet", "multiple choice", "OLMo 2"],
 )
