@@ -88,10 +88,10 @@ class EffectsProbe:
     """Measures effects around any fidelities of a model.
 
     For a text x, e_i^b(x) is the first-order change of an output (see `OutputMeasure.directions`) when the weights of
-    shard i go from full to b bits: the product of the change of the weights with the gradient of the output with respect
-    to them. One forward and one backward a direction give it for all shards and fidelities at once: the gradient of a
-    weight matrix for one text is `g^T a` (a the inputs of its linear layer, g the gradients of its outputs, both
-    `[tokens, ...]`), and padded tokens have no part in it, since their g is 0.
+    shard i go from full to b bits: the product of the change of the weights with the gradient of the output with
+    respect to them. One forward and one backward a direction give it for all shards and fidelities at once: the
+    gradient of a weight matrix for one text is `g^T a` (a the inputs of its linear layer, g the gradients of its
+    outputs, both `[tokens, ...]`), and padded tokens have no part in it, since their g is 0.
 
     Args:
         weights: of the model, whose fidelities they are.

@@ -73,24 +73,34 @@ class NextTokenKL:
         return total
 
     def since(self, model: PreTrainedModel, batches: Sequence[Batch]) -> Callable[[], float]:
-        """Mean KL of the model at any time from the model now.
-
-        Of the model now the last layer's outputs are kept; what comes after the layers must stay as it is.
-        """
-        runner = LayerRunner(model)
-        states = HiddenStates(runner, batches)
-        states.advance_to(len(layers_of(model)))
-        texts = sum(len(states.head(index)) for index in range(len(batches)))
+        """Mean KL of the model at any time from the model now."""
+        before, texts = Remembered(model, batches), sum(len(next(iter(batch.values()))) for batch in batches)
 
         def moved() -> float:
             total = 0.0
             for index, batch in enumerate(batches):
-                logits = runner.run(batch)
-                divergences = kl_divergence(states.head(index), logits)
+                logits = before.runner.run(batch)
+                divergences = kl_divergence(before.logits(index), logits)
                 total += float((divergences * _position_weights(logits, batch)).sum())
             return max(0.0, total / texts)  # equal distributions may differ in rounding
 
         return moved
+
+
+class Remembered:
+    """What a causal language model says of batches now, whatever becomes of its layers.
+
+    The last layer's outputs are kept; what comes after the layers must stay as it is.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        self.runner = LayerRunner(model)
+        self._states = HiddenStates(self.runner, batches)
+        self._states.advance_to(len(layers_of(model)))
+
+    def logits(self, index: int) -> Tensor:
+        """Of a batch: float32 `[batch, tokens, vocabulary]`."""
+        return self._states.head(index)
 
 
 def _projected(logits: Tensor, weights: Tensor, seed: int) -> Tensor:
