@@ -114,8 +114,7 @@ class Reference:
             same.append(float((full.argmax(-1) == logits.argmax(-1)).float().mean()))
             return logits
 
-        with torch.no_grad():
-            metrics = self.evaluation.score(logits_of).metrics
+        metrics = self.evaluation.score(logits_of).metrics
         count = len(self.batches)
         return Quality(
             perplexity=metrics["perplexity"],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sti_hf.errors import SourceError, UnsupportedModelError
 from sti_hf.forking import cached_property
-from sti_hf.profiling.examples import Batch, chosen_rows
+from sti_hf.profiling.examples import Batch, check_choice, chosen_rows
 from sti_hf.profiling.metrics import Score
 from sti_hf.profiling.next_tokens import token_losses
 
@@ -46,8 +46,7 @@ def load_windows(
 
     Raises `ValueError` with one sentence where the file is not there, no such text, or too short for 2 windows.
     """
-    if samples is not None and samples < 1:
-        raise SourceError(f"samples must be at least 1, not {samples!r}.")
+    check_choice(part, samples)
     text = _read(Path(file))
     begin = _beginning(tokenizer)
     own = tokens - len(begin)
@@ -113,10 +112,9 @@ class LanguageEvaluation:
     @classmethod
     def prepare(cls, model: PreTrainedModel, batches: Sequence[Batch]) -> LanguageEvaluation:
         """The evaluation on these windows, and `model` for the full model."""
-        with torch.no_grad():
-            first = cls(batches, 0.0).score(lambda index: model(**batches[index].inputs).logits)
-        return cls(batches, first.loss)
+        return cls(batches, cls(batches, 0.0).score(lambda index: model(**batches[index].inputs).logits).loss)
 
+    @torch.no_grad()
     def score(self, logits_of: Callable[[int], Tensor]) -> Score:
         """The score of what gives the logits `[batch, tokens, vocabulary]` of a batch, by its index."""
         loss, right, count = 0.0, 0, 0
