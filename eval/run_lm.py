@@ -30,6 +30,7 @@ from eval.cold_forwards import expecting_misses
 from eval.command import byte_count, publish, run_quietly, seconds
 from eval.disk import add_rate_option, disk_rate
 from eval.glue_runs.circumstances import command_line, machine
+from eval.glue_runs.settings import APART, ROOM, SHORTEST
 from eval.markdown import bullets, table
 from eval.own_cache import own_cache
 from sti_hf import STIConfig
@@ -47,12 +48,8 @@ from sti_hf.profiling.next_tokens import Remembered, kl_divergence
 from sti_hf.shards.layout import FIDELITIES, FULL
 from sti_hf.shards.store import ShardStore
 
-ROOM = 1.02
-"""T over what a baseline is predicted to take."""
-SHORTEST = 1e-6
-"""A target latency (seconds) that no plan keeps."""
 TARGET_BITS = (2, 3, 4)
-"""Fidelities of a baseline whose latencies are the usual targets."""
+"""Fidelities of a pipeline whose latencies are the usual targets."""
 
 
 @dataclass(frozen=True)
@@ -159,21 +156,23 @@ def configs_of(store: ShardStore, options: argparse.Namespace) -> list[STIConfig
     baselines = [
         STIConfig(SHORTEST, 0, options.strategy, bits, submodels="measured", **common) for bits in options.fidelities
     ]
-    targets = options.targets or usual_targets(store, baselines, options)
+    targets = options.targets or usual_targets(store, options)
     ours = [STIConfig(target, budget, **common) for target in targets for budget in options.preload_budgets]
     return baselines + ours
 
 
-def usual_targets(store: ShardStore, baselines: Sequence[STIConfig], options: argparse.Namespace) -> list[float]:
-    """What the baseline takes at the fidelities of `TARGET_BITS`, and a little more: seconds."""
+def usual_targets(store: ShardStore, options: argparse.Namespace) -> list[float]:
+    """What a pipeline takes at the fidelities of `TARGET_BITS`, and a little more: seconds, ascending."""
     profile = device_profile(store, options.compute_dtype)
     workload = Workload(Workload.bucket(options.seq_len))
     config = STIConfig(SHORTEST, 0, "std_pipeline", 2, importance="default", compute_dtype=options.compute_dtype)
-    found = []
+    found: list[float] = []
     for bits in TARGET_BITS:
         config.fidelity = bits
-        found.append(round(ROOM * plan_store(store, profile, config, workload).predicted_latency, 3))
-    return sorted(set(found))
+        latency = ROOM * plan_store(store, profile, config, workload).predicted_latency
+        if not found or latency > APART * found[-1]:
+            found.append(latency)
+    return found
 
 
 def report(title: str, facts: dict[str, str], rows: Sequence[Row]) -> str:
@@ -210,7 +209,7 @@ def _name(row: Row) -> str:
     if row.target is None or row.preload_budget is None:
         return f"{row.strategy}, {'full' if row.fidelity == FULL else f'{row.fidelity} bits'}"
     late = "" if row.feasible else ", T missed"
-    return f"sti, T = {row.target * 1e3:.0f} ms, S = {row.preload_budget / 1e6:g} MB{late}"
+    return f"sti, T = {row.target * 1e3:.3g} ms, S = {row.preload_budget / 1e6:g} MB{late}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
