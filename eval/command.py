@@ -10,6 +10,8 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from sti_hf.config import parse_bytes, parse_seconds
+
 
 def publish(text: str, file: Path | None) -> None:
     """Prints what a benchmark has to say, and writes it to a file where one was named."""
@@ -34,3 +36,19 @@ def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
+
+
+def seconds(text: str) -> float:
+    """The type of options that are times, such as "100ms"."""
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def byte_count(text: str) -> int:
+    """The type of options that are sizes, such as "1MB"."""
+    try:
+        return parse_bytes(text, "this")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from eval.command import one_line_errors
+from eval.command import byte_count, one_line_errors, seconds
 from eval.disk import add_rate_option, disk_rate
 from eval.glue_runs.accuracy import PlanAccuracy
 from eval.glue_runs.checks import checks
@@ -39,7 +36,8 @@ from eval.glue_runs.report import markdown
 from eval.glue_runs.row import Row, Streamed
 from eval.glue_runs.settings import STI, Setting, admits_uniform, settings_of, usual_targets
 from eval.live_app import warm_up
-from sti_hf.config import ALLOCATORS, COMPUTE_DTYPES, STRATEGIES, parse_bytes, parse_seconds
+from eval.own_cache import own_cache
+from sti_hf.config import ALLOCATORS, COMPUTE_DTYPES, STRATEGIES
 from sti_hf.integrations.device_profiles import device_profile
 from sti_hf.planning import DeviceProfile, Workload
 from sti_hf.planning.importance_file import DEFAULT_ORDER, profile_names, read_profile
@@ -130,7 +128,7 @@ class GlueRun:
 def run_task(store: ShardStore, task: str, options: argparse.Namespace) -> str:
     """Measures one task, writes its files, and returns its report."""
     run = GlueRun(store, task, options)
-    with _own_profiles(), disk_rate(store.path, options.disk_rate, options.emulate) as how:
+    with own_cache(), disk_rate(store.path, options.disk_rate, options.emulate) as how:
         warm_up(store.index.model_type, elastic=True)
         profile = device_profile(store, options.compute_dtype)
         targets = options.targets or usual_targets(store, profile, options.seq_len, max(options.preload_budgets))
@@ -172,12 +170,12 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
     parser.add_argument("--dataset", metavar="ID_OR_DIR", help=f"default: {GLUE}")
     parser.add_argument("--samples", type=int, metavar="N", help="metric on N sentences of the half only")
     parser.add_argument(
-        "--targets", nargs="+", type=_seconds, metavar="T", help='such as "100ms"; default: from too short to ample'
+        "--targets", nargs="+", type=seconds, metavar="T", help='such as "100ms"; default: from too short to ample'
     )
     parser.add_argument(
         "--preload-budgets",
         nargs="+",
-        type=_bytes,
+        type=byte_count,
         metavar="S",
         default=[0, 10**6, 5 * 10**6],
         help="default: 0 1MB 5MB",
@@ -209,34 +207,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.output.mkdir(parents=True, exist_ok=True)
         for task in options.tasks:
             print(run_task(store, task, options), flush=True)
-
-
-@contextmanager
-def _own_profiles() -> Iterator[None]:
-    """A cache of its own: device profiles are of a disk rate."""
-    before = os.environ.get("STI_HOME")
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["STI_HOME"] = home
-        try:
-            yield
-        finally:
-            os.environ.pop("STI_HOME")
-            if before is not None:
-                os.environ["STI_HOME"] = before
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _bytes(text: str) -> int:
-    try:
-        return parse_bytes(text, "--preload-budgets")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _tell(message: str) -> None:

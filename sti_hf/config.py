@@ -45,7 +45,8 @@ class STIConfig(QuantizationConfigMixin):
             accuracy the store's importance profile has measured, within `max_loss` points of the whole model; where
             none keeps T, the whole model runs at the lowest fidelity, with a warning. "any": all of them, the paper's
             rule; "none": the whole model alone. Stores of elastic checkpoints take "measured" as "any".
-        max_loss: points, that is hundredths, of the metric that a measured submodel may lose.
+        max_loss: points, that is hundredths, of the metric that a measured submodel may lose. Of language models that
+            were profiled on text the metric is full perplexity / perplexity: 2 lets it grow by 2 per cent.
         staging_budget: bound of the staging buffer (bytes or text); None: what the plan needs to keep reading.
         memory_budget: bound of preload, staging and working buffer together (bytes or text); less than
             `preload_budget` is preloaded where that leaves no room for the others. None: no bound.

@@ -74,7 +74,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         help="which parts may run: those measured to lose little, any (the paper's rule), or none",
     )
     parser.add_argument(
-        "--max-loss", metavar="POINTS", type=float, help="of the metric that a measured submodel may lose (2)"
+        "--max-loss",
+        metavar="POINTS",
+        type=float,
+        help="of the metric that a measured submodel may lose (2); of language models: per cent of perplexity",
     )
     parser.add_argument("--strategy", choices=STRATEGIES, help="sti, or one of the paper's baselines")
     parser.add_argument("--fidelity", type=int, choices=FIDELITIES, help="bits of all shards, for a baseline")

@@ -1,4 +1,4 @@
-"""From a store, a task and a dataset to an importance profile in the store."""
+"""From a store, and a task's dataset or a text, to an importance profile in the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from sti_hf.errors import ConfigurationError
 from sti_hf.integrations.full_model import full_model
+from sti_hf.integrations.profiled_tasks import Choice, LabelledTask, Prepared, Profiled, RunningText
 from sti_hf.integrations.store_cache import cache_home
 from sti_hf.integrations.tokenizer import load_tokenizer
 from sti_hf.model import get_architecture
@@ -28,18 +29,16 @@ from sti_hf.planning.importance_file import (
     METHODS,
     StoredProfile,
     best_first,
+    examples_of,
     profile_path,
     store_identity,
     write_profile,
 )
-from sti_hf.profiling.evaluation import Evaluation
-from sti_hf.profiling.examples import Batch, Examples, load_examples, model_order, tokenize
 from sti_hf.profiling.heat_map import check_matplotlib, save_heat_map
 from sti_hf.profiling.importance import check_base, measure_exhaustive, measure_submodels
-from sti_hf.profiling.metrics import load_metric
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.profiling.shared_work import SharedWork
-from sti_hf.profiling.tasks import Metric, Task, get_task
+from sti_hf.profiling.tasks import Task, get_task
 from sti_hf.shards.reorder import reorder_store
 from sti_hf.shards.store import ShardStore, store_defaults
 from sti_hf.shards.whole import write_whole
@@ -61,75 +60,83 @@ class MeasuredImportance:
 
 def profile_importance(
     store: ShardStore | str | Path,
-    task: Task | str,
+    task: Task | str | None = None,
     *,
+    texts: str | Path | None = None,
     method: str = "effects",
     name: str | None = None,
     dataset: str | None = None,
     split: str | None = None,
-    part: str = "first",
+    part: str | None = None,
     samples: int | None = None,
     seed: int = 0,
     metric: str | None = None,
     base_bits: int | None = None,
-    batch_size: int = 32,
-    max_length: int = 128,
+    batch_size: int | None = None,
+    max_length: int | None = None,
 ) -> MeasuredImportance:
-    """Measures what the shards of a store are worth for a task, and makes that the store's default.
+    """Measures what the shards of a store are worth, for a task or as a language model, and makes that the default.
 
     The profile, a picture of it, and where there are labels the accuracy of n x m submodels go into the store. Run by
     several processes (`accelerate launch`; on several machines the store must have one path), they share the work and
     all return the same. What an interrupted run has done is taken up by the next.
 
+    Language models are profiled on `texts`: effects are of the distribution of the next token, and the metric of
+    submodels is `relative_likelihood`, the full model's perplexity divided by theirs (at most 1). So `max_loss` 2 lets
+    the perplexity grow by 2 per cent; it was chosen for being perplexity, on a scale that all models share.
+
     Args:
         store: or its folder. It must have the full weights and a tokenizer.
         task: or the name of a GLUE task.
+        texts: instead of a task, a UTF-8 file with running text, for a model with a causal head.
         method: "effects" (needs no labels) or "exhaustive" (the paper's).
-        name: of the profile; None: the task's.
+        name: of the profile; None: the task's, or "language".
         dataset, split: as `load_examples` takes them; None: the task's.
-        part: half of the split to profile on, so that the other one is left to report on.
-        samples: at most so many examples; None: all of the part.
+        part: half to profile on, so that the other one is left to report on; None: "first" of a task's split, "all" of
+            texts.
+        samples: at most so many examples, or windows; None: all of the part, or 32 windows.
         seed: of the halves and samples.
         metric: folder of an `evaluate` metric; None: the task's.
         base_bits: the fidelity from which shards are raised; None: the lowest, for "exhaustive" the lowest at which
             the metric still moves (`choose_base`).
-        batch_size: sentences in a batch.
-        max_length: tokens to which texts are cut.
+        batch_size: sentences, or windows, in a batch; None: 32, or 4.
+        max_length: tokens to which sentences are cut, or of a window; None: 128, or 256.
 
     Raises `ValueError` or `OSError` with one sentence, before anything is measured, for an input that will not do.
     """
     store = store if isinstance(store, ShardStore) else ShardStore.open(store)
-    task = task if isinstance(task, Task) else get_task(task)
-    name = name or task.name
-    _check(store, task, method, name, base_bits)
+    choice = Choice(part, samples, seed, batch_size, max_length)
+    profiled = _profiled(task, texts, choice, {"dataset": dataset, "split": split, "metric": metric})
+    name = name or profiled.name
+    _check(store, profiled, method, name, base_bits)
     tokenizer = load_tokenizer(store)
-    examples = load_examples(
-        task, dataset, split=split, part=part, samples=samples, seed=seed, labelled=method == "exhaustive"
-    )
-    scored = _metric(task, metric, examples, method)
+    profiled.load(tokenizer, method)
     state = _processes()
     model = full_model(store)
-    batches = tokenize(examples, tokenizer, batch_size=batch_size, max_length=max_length, model=model)
-    evaluation = scored and Evaluation(task, scored, examples, batches, model_order(task, examples, model.config))
-    facts: dict[str, Any] = {
-        "task": task.name,
-        "dataset": dataset or task.dataset,
-        "dataset_config": task.dataset_config,
-        "split": split or task.split,
-        "part": part,
-        "seed": seed,
-        "sentences": len(examples),
-        "max_length": max_length,
-        "metric": task.leading if evaluation else None,
-    }
-    work = SharedWork(_work_folder(store, task, examples, {**facts, "batch_size": batch_size}), state)
-    profile, found = _measure(model, store, batches, evaluation, work, method, base_bits)
+    prepared = profiled.prepare(model, tokenizer)
+    work = SharedWork(_work_folder(store, prepared), state)
+    profile, found = _measure(model, store, prepared, work, method, base_bits)
     path = profile_path(store, name)
-    measured = MeasuredImportance(name, path, path.with_suffix(".png"), profile, facts | found)
+    measured = MeasuredImportance(name, path, path.with_suffix(".png"), profile, prepared.facts | found)
     if state.is_main_process:
         _put_into_store(store, measured)
     work.forget()
     return measured
+
+
+def _profiled(
+    task: Task | str | None, texts: str | Path | None, choice: Choice, of_task: dict[str, str | None]
+) -> Profiled:
+    """What is profiled on. Raises `ConfigurationError` unless that is one thing."""
+    if (task is None) == (texts is None):
+        raise ConfigurationError("Give either a task, or texts for a language model, and not both.")
+    if task is not None:
+        return LabelledTask(task if isinstance(task, Task) else get_task(task), choice, **of_task)
+    assert texts is not None
+    given = [name for name, value in of_task.items() if value is not None]
+    if given:
+        raise ConfigurationError(f"{given[0]} belongs to a task, and texts have none; leave it out.")
+    return RunningText(texts, choice)
 
 
 def _processes() -> PartialState:
@@ -148,17 +155,14 @@ def set_default_importance(store: ShardStore, name: str) -> None:
     write_whole(store.path / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _check(store: ShardStore, task: Task, method: str, name: str, base_bits: int | None) -> None:
+def _check(store: ShardStore, profiled: Profiled, method: str, name: str, base_bits: int | None) -> None:
     """Raises `ValueError` for what is known to be wrong before anything is loaded."""
     profile_path(store, name)
     if method not in METHODS:
         raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
     if base_bits is not None:
         check_base(base_bits)
-    if task.metric is not None:
-        task.check_head(AutoConfig.from_pretrained(store.path))
-    elif method == "exhaustive":
-        raise ConfigurationError(f"Method 'exhaustive' needs a metric, and task {task.name} has none; take 'effects'.")
+    profiled.check(store, method)
     if store.index.full_dtype is None:
         raise ConfigurationError(
             f"The store {store.path} has no full weights, which profiling compares with; shard the model again, "
@@ -167,24 +171,10 @@ def _check(store: ShardStore, task: Task, method: str, name: str, base_bits: int
     check_matplotlib()
 
 
-def _metric(task: Task, path: str | None, examples: Examples, method: str) -> Metric | None:
-    """The metric; None where it cannot be had and is not needed."""
-    if not examples.labelled or task.metric is None:
-        return None
-    try:
-        return load_metric(task, path)
-    except ValueError as error:
-        if method == "exhaustive" or path is not None:
-            raise
-        warnings.warn(f"The accuracy of submodels is not measured: {error}", stacklevel=3)
-        return None
-
-
 def _measure(
     model: PreTrainedModel,
     store: ShardStore,
-    batches: Sequence[Batch],
-    evaluation: Evaluation | None,
+    prepared: Prepared,
     work: SharedWork,
     method: str,
     base_bits: int | None,
@@ -192,17 +182,17 @@ def _measure(
     """The profile, and the facts of how it was measured. Overwrites the model's weights."""
     profile: StoredProfile
     if method == "effects":
-        profile, facts = _effects(model, store, batches, work.state, base_bits)
-    if evaluation is not None:
+        profile, facts = _effects(model, store, prepared, work.state, base_bits)
+    if prepared.evaluation is not None:
         weights, runner = PlanWeights(model, store), LayerRunner(model)
         if method == "exhaustive":
-            profile, facts = measure_exhaustive(runner, weights, evaluation, work, base_bits)
-        facts["submodels"] = measure_submodels(runner, weights, evaluation, work, profile.order())
+            profile, facts = measure_exhaustive(runner, weights, prepared.evaluation, work, base_bits)
+        facts["submodels"] = measure_submodels(runner, weights, prepared.evaluation, work, profile.order())
     return profile, facts
 
 
 def _effects(
-    model: PreTrainedModel, store: ShardStore, batches: Sequence[Batch], state: PartialState, base_bits: int | None
+    model: PreTrainedModel, store: ShardStore, prepared: Prepared, state: PartialState, base_bits: int | None
 ) -> tuple[StoredProfile, dict[str, Any]]:
     """The profile that the main process measures, for all processes, and the facts of it."""
     from sti_hf.planning.effects import EffectsImportance
@@ -211,17 +201,19 @@ def _effects(
     base_bits = base_bits or store.fidelities[0]
     arrays: list[Any] = [None]
     if state.is_main_process:
-        inputs = [batch.inputs for batch in batches]
+        inputs = [batch.inputs for batch in prepared.batches]
         with logging.tqdm(total=None, desc="Profiling effects") as bar:
-            arrays = [measure_effects(model, store, inputs, base_bits=base_bits, progress=bar.update).arrays()]
+            effects = measure_effects(
+                model, store, inputs, base_bits=base_bits, progress=bar.update, outputs=prepared.outputs
+            )
+        arrays = [effects.arrays()]
     broadcast_object_list(arrays)
     return EffectsImportance.from_arrays(arrays[0]), {"base_bits": base_bits}
 
 
-def _work_folder(store: ShardStore, task: Task, examples: Examples, options: dict[str, Any]) -> Path:
+def _work_folder(store: ShardStore, prepared: Prepared) -> Path:
     """Where what was done is kept for the next run of the same kind."""
-    metric = getattr(task.metric, "__qualname__", task.metric)
-    what = [store_identity(store), options, metric, task.keys, examples.texts, examples.labels.tolist()]
+    what = [store_identity(store), prepared.facts, prepared.key]
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
     return cache_home() / "importance" / key
 
@@ -230,7 +222,7 @@ def _put_into_store(store: ShardStore, measured: MeasuredImportance) -> None:
     write_profile(store, measured.name, measured.profile, measured.facts)
     in_checkpoint = np.take_along_axis(measured.profile.worth(), np.argsort(store.stack.slice_order, axis=1), axis=1)
     method, facts = measured.profile.method, measured.facts
-    title = f"{measured.name}: {method}, {facts['sentences']} sentences, from {facts['base_bits']} bits"
+    title = f"{measured.name}: {method}, {examples_of(facts)}, from {facts['base_bits']} bits"
     unit = "worth" if method == "effects" else f"worth ({facts['metric']})"
     save_heat_map(measured.picture, in_checkpoint, title, unit)
     set_default_importance(store, measured.name)

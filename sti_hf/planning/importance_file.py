@@ -126,6 +126,13 @@ def submodel_accuracy(store: ShardStore, facts: Mapping[str, Any]) -> dict[tuple
     return {}
 
 
+def examples_of(facts: Mapping[str, Any]) -> str:
+    """What a profile was measured on, in words, by its facts."""
+    if "windows" in facts:
+        return f"{facts['windows']} windows of {facts['window_tokens']} tokens"
+    return f"{facts.get('sentences')} sentences"
+
+
 def profile_path(store: ShardStore, name: str) -> Path:
     """The file of the profile called `name`; raises `ValueError` for a name that cannot be one."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name == DEFAULT_ORDER:

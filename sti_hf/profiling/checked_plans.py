@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from sti_hf.planning.checked import CheckedPlans
 from sti_hf.planning.importance import Distortion, ImportanceProfile, LayerOrder, Unit
-from sti_hf.profiling.outputs import Batch, read_outputs
+from sti_hf.profiling.outputs import Batch, OutputMeasure, Projected
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import FULL, PLANES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 AVERAGES = (2.125, 2.25, 2.375, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0)
 """Bits on average at which plans are checked: close together where most is to be won."""
@@ -33,19 +36,21 @@ def plans_to_check(profiles: Sequence[ImportanceProfile], layers: int, slices: i
 
 
 def check_plans(
-    model: nn.Module,
+    model: PreTrainedModel,
     weights: PlanWeights,
     batches: Sequence[Batch],
     plans: np.ndarray,
     progress: Callable[[int], object] = lambda plans: None,
+    outputs: OutputMeasure | None = None,
 ) -> CheckedPlans:
-    """Runs plans uint8 `[K, N, M]` on some texts. `progress` is called with 1 after each."""
+    """Runs plans uint8 `[K, N, M]` on some texts. `progress` is called with 1 after each; `outputs` measures how far
+    they are from the full model's, None: `Projected`."""
     weights.set(np.full(plans.shape[1:], FULL))
-    full = read_outputs(model, batches)
+    moved = (outputs or Projected()).since(model, batches)
     distortions = []
     for bits in plans.astype(np.int64):
         weights.set(bits)
-        distortions.append(float((read_outputs(model, batches) - full).square().mean()))
+        distortions.append(moved())
         progress(1)
     return CheckedPlans(plans, np.array(distortions))
 

@@ -14,7 +14,7 @@ from sti_hf.errors import SourceError
 from sti_hf.model.architecture import Matrix
 from sti_hf.planning.effects import LEVELS, EffectsImportance
 from sti_hf.profiling.checked_plans import check_plans, plans_to_check
-from sti_hf.profiling.outputs import Batch, check_texts, directions
+from sti_hf.profiling.outputs import Batch, OutputMeasure, Projected, check_texts
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.partition import inverse_order
@@ -41,6 +41,7 @@ def measure_effects(
     *,
     base_bits: int = 2,
     progress: Callable[[int], object] = lambda steps: None,
+    outputs: OutputMeasure | None = None,
 ) -> EffectsImportance:
     """Measures what all shards are worth by their effects on the model's own outputs, and checks plans made from that.
 
@@ -54,6 +55,7 @@ def measure_effects(
         batches: padded calibration texts without labels, best of about one length in a batch.
         base_bits: the lowest fidelity of plans; effects are measured on the way from full to it.
         progress: called with the number of steps done since the last call; a step is a batch or a plan.
+        outputs: how far outputs are apart; None: `Projected`.
 
     Raises `ValueError` where there are fewer than 2 texts, or batches have labels; `StoreError` where the store has no
     full weights.
@@ -63,12 +65,12 @@ def measure_effects(
     measured, held_out = _halves(batches)
     weights = PlanWeights(model, store)
     base = np.full((store.grid.layers, store.grid.slices), base_bits)
-    probe = EffectsProbe(model, weights, measured)
+    probe = EffectsProbe(model, weights, measured, outputs)
     around = [probe.measure(base, fraction, progress) for fraction in FRACTIONS]
     effects = np.mean(around, axis=0)
     profiles = [EffectsImportance(effects, share=share) for share in SHARES]
     plans = plans_to_check(profiles, store.grid.layers, store.grid.slices, base_bits)
-    return EffectsImportance(effects, check_plans(model, weights, held_out, plans, progress))
+    return EffectsImportance(effects, check_plans(model, weights, held_out, plans, progress, outputs))
 
 
 def _halves(batches: Sequence[Batch]) -> list[list[Batch]]:
@@ -85,19 +87,27 @@ def _halves(batches: Sequence[Batch]) -> list[list[Batch]]:
 class EffectsProbe:
     """Measures effects around any fidelities of a model.
 
-    For a text x, e_i^b(x) is the first-order change of an output (see `outputs.directions`) when the weights of shard
-    i go from full to b bits: the product of the change of the weights with the gradient of the output with respect to
-    them. One forward and one backward a direction give it for all shards and fidelities at once: the gradient of a
-    weight matrix for one text is `g^T a` (a the inputs of its linear layer, g the gradients of its outputs, both
-    `[tokens, ...]`), and padded tokens have no part in it, since their g is 0.
+    For a text x, e_i^b(x) is the first-order change of an output (see `OutputMeasure.directions`) when the weights of
+    shard i go from full to b bits: the product of the change of the weights with the gradient of the output with
+    respect to them. One forward and one backward a direction give it for all shards and fidelities at once: the
+    gradient of a weight matrix for one text is `g^T a` (a the inputs of its linear layer, g the gradients of its
+    outputs, both `[tokens, ...]`), and padded tokens have no part in it, since their g is 0.
 
     Args:
         weights: of the model, whose fidelities they are.
         batches: padded inputs without labels.
+        outputs: of what the effects are; None: `Projected`.
     """
 
-    def __init__(self, model: PreTrainedModel, weights: PlanWeights, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: PlanWeights,
+        batches: Sequence[Batch],
+        outputs: OutputMeasure | None = None,
+    ) -> None:
         self.model = model.eval()
+        self.outputs = outputs or Projected()
         self.weights = weights
         self.batches = batches
         check_texts(batches)
@@ -122,7 +132,7 @@ class EffectsProbe:
         """float32 `[N, M, len(LEVELS), directions, texts]`."""
         grid = self.weights.store.grid
         with torch.enable_grad(), _embedded(self.model) as start, self._recorder() as recorder:
-            outputs = directions(self.model(**batch), batch, first_text)
+            outputs = self.outputs.directions(self.model(**batch), batch, first_text)
             count, texts = outputs.shape
             effects = torch.zeros(count, grid.layers, grid.slices, len(LEVELS), texts)
             for index, output in enumerate(outputs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +18,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+class Scored(Protocol):
+    """What models of one head are compared by: inputs, and what logits for these are worth."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
+
+    @property
+    def leading(self) -> str:
+        """Name of the metric that decides, 0 to 1, higher is better."""
+        ...
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Other metrics that are put down for every submodel; they are always finite."""
+        ...
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """The inputs."""
+        ...
+
+    @property
+    def chance(self) -> float:
+        """What answering without a look at the text scores at best."""
+        ...
+
+    def score(self, logits_of: Callable[[int], Tensor]) -> Score:
+        """The score of what gives the logits of a batch, by its index."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What models of one head are compared by.
+    """What models are compared by that are fine-tuned for a task.
 
     `order` int64 `[num_labels]`: the model's output for each of the dataset's classes, None where they are the same.
     """
@@ -48,6 +81,21 @@ class Evaluation:
         task.check_head(model.config)
         batches = tokenize(examples, tokenizer, batch_size=batch_size, max_length=max_length, model=model)
         return cls(task, metric, examples, batches, model_order(task, examples, model.config))
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.name
+
+    @property
+    def leading(self) -> str:
+        """Name of the task's leading metric."""
+        return self.task.leading
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """None: metrics of GLUE are undefined for some answers."""
+        return ()
 
     def score(self, logits_of: Callable[[int], Tensor]) -> Score:
         """The score of what gives the logits `[batch, num_labels]` of a batch, by its index."""

@@ -86,10 +86,7 @@ def load_examples(
     Raises `ValueError` or `OSError` with one sentence where the dataset is not there, lacks a column of the task, has
     no examples, or none with labels.
     """
-    if part not in PARTS:
-        raise SourceError(f"part must be one of {', '.join(PARTS)}, not {part!r}.")
-    if samples is not None and samples < 1:
-        raise SourceError(f"samples must be at least 1, not {samples!r}.")
+    check_choice(part, samples)
     source, split = dataset or task.dataset, split or task.split
     data = load_split(source, task.dataset_config, split)
     needed = (*task.columns, task.label) if labelled else task.columns
@@ -197,6 +194,14 @@ def load_split(source: str, config: str | None, split: str) -> Any:
     finally:
         if shown:
             datasets.enable_progress_bars()
+
+
+def check_choice(part: str, samples: int | None) -> None:
+    """Raises `ValueError` where no examples can be chosen so."""
+    if part not in PARTS:
+        raise SourceError(f"part must be one of {', '.join(PARTS)}, not {part!r}.")
+    if samples is not None and samples < 1:
+        raise SourceError(f"samples must be at least 1, not {samples!r}.")
 
 
 def chosen_rows(count: int, part: str, samples: int | None, seed: int) -> np.ndarray:

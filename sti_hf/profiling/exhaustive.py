@@ -13,7 +13,7 @@ import numpy as np
 
 from sti_hf.errors import SourceError
 from sti_hf.model.layer_runner import HiddenStates, LayerRunner
-from sti_hf.profiling.evaluation import Evaluation
+from sti_hf.profiling.evaluation import Scored
 from sti_hf.profiling.metrics import Score
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import PLANES
@@ -25,13 +25,13 @@ MOVES = 0.5
 """The metric moves at a fidelity if the model keeps at least this share of what it is better than chance in full."""
 
 
-def uniform_score(runner: LayerRunner, weights: PlanWeights, evaluation: Evaluation, bits: int) -> Score:
+def uniform_score(runner: LayerRunner, weights: PlanWeights, evaluation: Scored, bits: int) -> Score:
     """The score with all shards at one fidelity."""
     weights.set(np.full((weights.store.grid.layers, weights.store.grid.slices), bits))
     return evaluation.score(lambda index: runner.run(evaluation.batches[index].inputs))
 
 
-def choose_base(runner: LayerRunner, weights: PlanWeights, evaluation: Evaluation) -> int:
+def choose_base(runner: LayerRunner, weights: PlanWeights, evaluation: Scored) -> int:
     """The lowest fidelity at which the metric still moves.
 
     That is the lowest k at which the model with all shards at k bits scores at least half-way from chance (always the
@@ -40,7 +40,7 @@ def choose_base(runner: LayerRunner, weights: PlanWeights, evaluation: Evaluatio
     """
     full = uniform_score(runner, weights, evaluation, weights.store.fidelities[-1]).value
     chance = evaluation.chance
-    name = f"{evaluation.task.leading} on {evaluation.task.name}"
+    name = f"{evaluation.leading} on {evaluation.name}"
     if full <= chance:
         raise SourceError(
             f"The model's {name} is {full:.3f}, which is no better than chance ({chance:.3f}); take a model that was "
@@ -55,7 +55,7 @@ def choose_base(runner: LayerRunner, weights: PlanWeights, evaluation: Evaluatio
 def raised_scores(
     runner: LayerRunner,
     weights: PlanWeights,
-    evaluation: Evaluation,
+    evaluation: Scored,
     base_bits: int,
     shards: Sequence[Shard],
     scratch: Path | None = None,

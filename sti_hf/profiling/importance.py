@@ -17,7 +17,7 @@ from transformers.utils import logging
 from sti_hf.errors import ConfigurationError
 from sti_hf.model.layer_runner import LayerRunner
 from sti_hf.planning.exhaustive import ExhaustiveImportance
-from sti_hf.profiling.evaluation import Evaluation
+from sti_hf.profiling.evaluation import Scored
 from sti_hf.profiling.exhaustive import choose_base, raised_scores, uniform_score
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.profiling.shared_work import Item, SharedWork
@@ -26,7 +26,7 @@ from sti_hf.shards.layout import PLANES
 
 
 def measure_exhaustive(
-    runner: LayerRunner, weights: PlanWeights, evaluation: Evaluation, work: SharedWork, base_bits: int | None = None
+    runner: LayerRunner, weights: PlanWeights, evaluation: Scored, work: SharedWork, base_bits: int | None = None
 ) -> tuple[ExhaustiveImportance, dict[str, Any]]:
     """The paper's importance (STI, section 4) of all shards, and the facts of it.
 
@@ -67,9 +67,10 @@ def measure_exhaustive(
 
 
 def measure_submodels(
-    runner: LayerRunner, weights: PlanWeights, evaluation: Evaluation, work: SharedWork, order: np.ndarray
+    runner: LayerRunner, weights: PlanWeights, evaluation: Scored, work: SharedWork, order: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The task's metric of n x m submodels on a coarse grid, as `submodel_accuracy` reads it.
+    """The task's metric of n x m submodels on a coarse grid, as `submodel_accuracy` reads it, and beside it what the
+    evaluation has `recorded`.
 
     Measured for the store as it is, and, where slices are droppable, for them in `order` int `[N, M]` (of those
     stored), as `sti reorder` would have them.
@@ -82,15 +83,20 @@ def measure_submodels(
     for slices in np.unique(np.stack((as_stored, order if grid.droppable else as_stored)), axis=0):
         slice_order = np.take_along_axis(stored, slices, axis=1).tolist()
 
-        def compute(some: Sequence[Item], slices: np.ndarray = slices) -> Iterator[tuple[Item, tuple[float]]]:
+        def compute(some: Sequence[Item], slices: np.ndarray = slices) -> Iterator[tuple[Item, list[float]]]:
             scores = submodel_scores(runner, weights, evaluation, some, slices, work.folder)
-            return ((submodel, (value,)) for submodel, value in scores)
+            names = evaluation.recorded
+            return ((submodel, [score.value, *(score.metrics[name] for name in names)]) for submodel, score in scores)
 
-        kind = f"submodels-{zlib.crc32(str(slice_order).encode()):08x}"
+        kind = f"submodel-scores-{zlib.crc32(str(slice_order).encode()):08x}"
         with _progress(work, len(submodels), "Measuring submodels") as bar:
             scores = work.run(kind, submodels, compute, bar.update)
-        accuracy = [[depth, width, *scores[depth, width]] for depth, width in submodels]
-        measured.append({"slice_order": slice_order, "bits": PLANES, "accuracy": accuracy})
+        tables = [
+            [[*submodel, scores[submodel][column]] for submodel in submodels]
+            for column in range(1 + len(evaluation.recorded))
+        ]
+        named = dict(zip(("accuracy", *evaluation.recorded), tables))
+        measured.append({"slice_order": slice_order, "bits": PLANES, **named})
     return measured
 
 

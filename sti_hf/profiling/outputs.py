@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sti_hf.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Batch = Mapping[str, Tensor]
 """Padded inputs of a model for some texts, without labels: `input_ids`, `attention_mask` and so on."""
@@ -19,6 +22,32 @@ CLASSES = 4
 
 PROJECTIONS = 2
 """Random projections of every text where an output has many values."""
+
+
+class OutputMeasure(Protocol):
+    """How far apart two models' outputs for the same texts are."""
+
+    def directions(self, output: Any, batch: Batch, first_text: int) -> Tensor:
+        """The outputs of some texts in a few directions, float `[directions, texts]`, differentiable: the mean square
+        of their changes is how far they moved. `first_text` is the number of texts before these."""
+        ...
+
+    def since(self, model: PreTrainedModel, batches: Sequence[Batch]) -> Callable[[], float]:
+        """Remembers what the model says of texts now: what is returned tells, at any time, how far that has moved."""
+        ...
+
+
+class Projected:
+    """Outputs of any head, by the squared length of their change: see `directions`."""
+
+    def directions(self, output: Any, batch: Batch, first_text: int) -> Tensor:
+        """As the function of that name."""
+        return directions(output, batch, first_text)
+
+    def since(self, model: PreTrainedModel, batches: Sequence[Batch]) -> Callable[[], float]:
+        """Mean square of what the directions change."""
+        before = read_outputs(model, batches)
+        return lambda: float((read_outputs(model, batches) - before).square().mean())
 
 
 def check_texts(batches: Sequence[Batch]) -> None:

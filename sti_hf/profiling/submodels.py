@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from sti_hf.model.layer_runner import HiddenStates, LayerRunner
-from sti_hf.profiling.evaluation import Evaluation
+from sti_hf.profiling.evaluation import Scored
+from sti_hf.profiling.metrics import Score
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import PLANES
 
@@ -28,12 +29,12 @@ def coarse_grid(layers: int, slices: int, droppable: bool = True) -> list[tuple[
 def submodel_scores(
     runner: LayerRunner,
     weights: PlanWeights,
-    evaluation: Evaluation,
+    evaluation: Scored,
     submodels: Sequence[tuple[int, int]],
     order: np.ndarray,
     scratch: Path | None = None,
-) -> Iterator[tuple[tuple[int, int], float]]:
-    """The task's leading metric of submodels: the first n layers, and of each the first m of its slices in `order`, at
+) -> Iterator[tuple[tuple[int, int], Score]]:
+    """The score of submodels: the first n layers, and of each the first m of its slices in `order`, at
     6 bits, above which nothing was measured to be won.
 
     `order` int `[N, M]` names slices as stored. Submodels of one width that stand together share their layers.
@@ -47,4 +48,4 @@ def submodel_scores(
         states = HiddenStates(runner, [batch.inputs for batch in evaluation.batches], scratch)
         for submodel in sorted(group):
             states.advance_to(submodel[0])
-            yield submodel, evaluation.score(states.head).value
+            yield submodel, evaluation.score(states.head)

@@ -8,6 +8,7 @@ import numpy as np
 
 from sti_hf.planning import ExecutionPlan, Workload
 from sti_hf.planning.cost import DeviceProfile
+from sti_hf.planning.importance_file import examples_of
 from sti_hf.reporting.gather import Report
 from sti_hf.reporting.importance import Importance
 from sti_hf.reporting.plan_grid import PlanGrid
@@ -57,7 +58,7 @@ def _importance(
     return {
         "name": importance.name,
         "method": importance.method,
-        "sentences": facts.get("sentences"),
+        "examples": examples_of(facts),
         "metric": facts.get("metric"),
         "worth": [[float(f"{value:.4g}") for value in row] for row in importance.worth.tolist()],
         "submodels": [

@@ -17,6 +17,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     DistilBertForSequenceClassification,
+    GPT2LMHeadModel,
     MPNetForSequenceClassification,
     PreTrainedModel,
     RobertaModel,
@@ -24,32 +25,42 @@ from transformers import (
 
 from sti_hf.planning.effects import LEVELS
 from sti_hf.profiling.effects import FRACTIONS, EffectsProbe, measure_effects
-from sti_hf.profiling.outputs import Batch, directions, read_outputs
+from sti_hf.profiling.next_tokens import NextTokenKL
+from sti_hf.profiling.outputs import Batch, OutputMeasure, Projected, directions, read_outputs
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
+from tests.model.submodels import slices_of
 from tests.models import HEADS, LAYERS, tiny_inputs, tiny_model
 from tests.runtime.sessions import random_bits, store_of
 
 STEP = 1e-4
 
 
-def probe_of(model: PreTrainedModel, store: ShardStore, batches: list[Batch]) -> EffectsProbe:
+def probe_of(
+    model: PreTrainedModel, store: ShardStore, batches: list[Batch], outputs: OutputMeasure | None = None
+) -> EffectsProbe:
     """A probe of a copy of the model."""
     twin = copy.deepcopy(model)
-    return EffectsProbe(twin, PlanWeights(twin, store), batches)
+    return EffectsProbe(twin, PlanWeights(twin, store), batches, outputs)
 
 
 def make_store(model: PreTrainedModel, folder: Path) -> ShardStore:
     """A store whose slices do not stand as in the checkpoint."""
-    order = [torch.randperm(HEADS, generator=torch.Generator().manual_seed(layer)).tolist() for layer in range(LAYERS)]
+    slices = slices_of(model)
+    order = [
+        torch.randperm(slices, generator=torch.Generator().manual_seed(layer)).tolist() for layer in range(LAYERS)
+    ]
     return store_of(model, folder, slice_order=order)
 
 
 class Reference:
     """A float64 model around some fidelities, with the weights of single shards moved."""
 
-    def __init__(self, model: PreTrainedModel, store: ShardStore, bits: np.ndarray) -> None:
+    def __init__(
+        self, model: PreTrainedModel, store: ShardStore, bits: np.ndarray, outputs: OutputMeasure | None = None
+    ) -> None:
+        self.outputs = outputs or Projected()
         self.weights = PlanWeights(copy.deepcopy(model), store)
         self.model = copy.deepcopy(model).double()
         self.linears = {
@@ -69,32 +80,34 @@ class Reference:
                 moved = shards.double() + step * moves.get(layer, torch.zeros(1)).double()
                 for name, weight in self.weights.weights(layer, moved).items():
                     self.linears[layer, name].weight.copy_(weight)
-            outputs.append(directions(self.model(**batch), batch, first_text))
+            outputs.append(self.outputs.directions(self.model(**batch), batch, first_text))
         return (outputs[0] - outputs[1]) / (2 * STEP)
 
 
 @pytest.mark.parametrize(
-    "model_class",
+    ("model_class", "outputs"),
     [
-        BertForSequenceClassification,
-        MPNetForSequenceClassification,
-        DistilBertForSequenceClassification,
-        RobertaModel,
-        BertForMaskedLM,
-        BertForTokenClassification,
-        BertForQuestionAnswering,
-        BertForMultipleChoice,
+        (BertForSequenceClassification, Projected()),
+        (MPNetForSequenceClassification, Projected()),
+        (DistilBertForSequenceClassification, Projected()),
+        (RobertaModel, Projected()),
+        (BertForMaskedLM, Projected()),
+        (BertForTokenClassification, Projected()),
+        (BertForQuestionAnswering, Projected()),
+        (BertForMultipleChoice, Projected()),
+        (GPT2LMHeadModel, NextTokenKL()),
     ],
 )
-def test_effects_are_slopes(tmp_path: Path, model_class: type[PreTrainedModel]) -> None:
+def test_effects_are_slopes(tmp_path: Path, model_class: type[PreTrainedModel], outputs: OutputMeasure) -> None:
     model = tiny_model(model_class)
     store = make_store(model, tmp_path / "store")
     bits = random_bits(store, 0)
     batch = tiny_inputs(model)
-    effects = probe_of(model, store, [batch]).measure(bits)
-    reference = Reference(model, store, bits)
+    effects = probe_of(model, store, [batch], outputs).measure(bits)
+    reference = Reference(model, store, bits, outputs)
+    slices = slices_of(model)
     random = np.random.default_rng(0)
-    for layer, i, level in zip(random.integers(LAYERS, size=8), random.integers(HEADS, size=8), [0, 1, 2, 3, 4] * 2):
+    for layer, i, level in zip(random.integers(LAYERS, size=8), random.integers(slices, size=8), [0, 1, 2, 3, 4] * 2):
         layer = int(layer)
         move = torch.zeros_like(reference.shards[layer])
         move[i] = (reference.weights.shards(layer, LEVELS[level]) - reference.weights.shards(layer, FULL))[i]

@@ -19,7 +19,7 @@ function drawImportance(report, profile) {
   say("importance-says",
     `Of all that raising shards is worth, layer ${best} holds ${Math.round(layers[best] * 100)} % and the ` +
     `best tenth of the shards ${Math.round(tenth * 100)} %. A shard's worth here is ${measured}, on ` +
-    `${profile.sentences} sentences.`);
+    `${profile.examples}.`);
   const unit = points ? `worth, points of ${profile.metric}` : "share of all worth, %";
   draw("importance", [{
     type: "heatmap", z: profile.worth.map((row) => row.map((value) => (value * 100) / (points ? 1 : total))),

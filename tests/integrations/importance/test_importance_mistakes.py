@@ -39,7 +39,10 @@ EXHAUSTIVE = ("--task", "sst2", "--method", "exhaustive", "--base-fidelity", 2)
         (["--task", "sst2", "--dataset", "{data}", "--metric", "{folder}"], "The metric '.*' of task sst2 cannot be"),
         (["--task", "sst2", "--dataset", "{data}", "--method", "guess"], "invalid choice: 'guess'"),
         (["--task", "sst2", "--dataset", "{data}", "--part", "third"], "invalid choice: 'third'"),
-        ([], "required: --task"),
+        ([], "one of the arguments --task --texts is required"),
+        (["--task", "sst2", "--texts", "{folder}"], "--texts: not allowed with argument --task"),
+        (["--texts", "{folder}/model/config.json"], "for language models, .* this is a BertForSequenceClassification"),
+        (["--texts", "{folder}/model/config.json", "--split", "test"], "split belongs to a task, and texts have none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
