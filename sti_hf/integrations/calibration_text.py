@@ -42,7 +42,7 @@ class CalibrationText:
         config: name of the dataset's configuration.
         split: of the dataset.
         columns: of the dataset, one, or two for pairs; none given: its text columns, if there are one or two.
-        samples: at most so many texts, chosen at random.
+        samples: at most so many texts, chosen at random; those of a language model are then joined, in their order.
         seed: of that choice.
     """
 

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification, BertTokenizer, DistilBertForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    BertTokenizer,
+    DistilBertForSequenceClassification,
+    LlamaForCausalLM,
+)
 
 from sti_hf import cli, shard_checkpoint
 from sti_hf.integrations import calibration_text
@@ -104,6 +109,28 @@ def test_batches_hold_every_text_once_and_few_tokens(
     )
     assert seen == sorted(tuple(tokenizer(text, truncation=True, max_length=9)["input_ids"]) for (text,) in texts)
     model(**batches[0])
+
+
+def test_language_models_get_windows_of_running_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_text, "WINDOW", 8)
+    monkeypatch.setattr(calibration_text, "TOKENS_OF_BATCH", 20)
+    tokenizer = BertTokenizer.from_pretrained(checkpoint(BertForSequenceClassification, tmp_path / "model"))
+    model = tiny_model(LlamaForCausalLM)
+    lines = sentences(30)
+    expected = tokenizer("\n".join(lines))["input_ids"]
+    batches = calibration_batches([(line,) for line in lines], tokenizer, model)
+    assert [batch["input_ids"].shape[1] for batch in batches] == [8] * len(batches)
+    assert max(len(batch["input_ids"]) for batch in batches) == 2
+    seen = torch.cat([batch["input_ids"].flatten() for batch in batches]).tolist()
+    assert seen == expected[: len(seen)]
+    assert len(expected) - len(seen) < 8
+    assert all(batch["attention_mask"].all() for batch in batches)
+    model(**batches[0])
+    monkeypatch.setattr(calibration_text, "WINDOWS", 3)
+    few = torch.cat([batch["input_ids"] for batch in calibration_batches([(" ".join(lines),)], tokenizer, model)])
+    assert len(few) == 3
+    (short,) = calibration_batches([("word12 word13",)], tokenizer, model)
+    assert short["input_ids"].tolist() == [tokenizer("word12 word13")["input_ids"]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -115,7 +115,9 @@ def test_fisher_moments_are_those_of_a_loop_over_tokens() -> None:
     logits = model(**inputs).logits[mask]
     generator = torch.Generator().manual_seed(7)
     labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-    gradients = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), [each for _, each in seen.values()])
+    gradients = torch.autograd.grad(
+        F.cross_entropy(logits, labels, reduction="sum"), [each for _, each in seen.values()]
+    )
     tokens = {name: inputs[mask].detach() for name, (inputs, _) in seen.items()}
     squares = {name: gradient[mask].square() for name, gradient in zip(seen, gradients)}
     saved = scratch.load("moments.1")
