@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sti_hf.errors import SourceError
-from sti_hf.profiling.examples import batches_by_length, chosen_rows, load_split
+from sti_hf.profiling.examples import batches_by_length, chosen_rows, load_split, longest_input
+from sti_hf.shards.quantizers.calibrated.language_head import predicts_next_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +23,10 @@ LONGEST_TEXT = 128
 TOKENS_OF_BATCH = 512
 """Texts of about the same length share a batch of at most so many tokens, or are one alone: so every batch takes about
 the same time and memory."""
+
+WINDOW = 256
+WINDOWS = 64
+"""Tokens of a window of running text, and how many of them a language model is calibrated on."""
 
 Texts = list[tuple[str, ...]]
 """Texts, or pairs of texts."""
@@ -36,7 +42,7 @@ class CalibrationText:
         config: name of the dataset's configuration.
         split: of the dataset.
         columns: of the dataset, one, or two for pairs; none given: its text columns, if there are one or two.
-        samples: at most so many texts, chosen at random.
+        samples: at most so many texts, chosen at random; those of a language model are then joined, in their order.
         seed: of that choice.
     """
 
@@ -99,9 +105,25 @@ def _text_columns(data: Any, source: str | Path) -> list[str]:
 def calibration_batches(
     texts: Texts, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> list[dict[str, Tensor]]:
-    """Texts as inputs of the model's forward, in batches by length, each cut to `LONGEST_TEXT` tokens."""
+    """Texts as inputs of the model's forward.
+
+    Those of a language model are joined, line after line, to windows of `WINDOW` tokens, of which `WINDOWS` are taken
+    all over the text. Others are in batches by length, each cut to `LONGEST_TEXT` tokens.
+    """
+    if predicts_next_token(model):
+        return _windows(texts, tokenizer, model)
     batches = batches_by_length(texts, tokenizer, _cuts, max_length=LONGEST_TEXT, model=model)
     return [batch.inputs for batch in batches]
+
+
+def _windows(texts: Texts, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[dict[str, Tensor]]:
+    joined = "\n".join(part for text in texts for part in text)
+    ids = torch.tensor(tokenizer(joined, verbose=False)["input_ids"])
+    size = min(WINDOW, longest_input(model), len(ids))
+    windows = ids[: len(ids) // max(1, size) * size].view(-1, max(1, size))
+    chosen = torch.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).long()
+    rows = max(1, TOKENS_OF_BATCH // max(1, size))
+    return [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in windows[chosen].split(rows)]
 
 
 def _cuts(lengths: np.ndarray) -> list[int]:

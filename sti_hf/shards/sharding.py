@@ -20,7 +20,7 @@ from sti_hf.model.stacks import STACKED, stack_models, stack_prefix
 from sti_hf.process_memory import page_out
 from sti_hf.shards.index import INDEX_FILE, StackIndex, StoreIndex, Table
 from sti_hf.shards.permissions import EVERYBODY
-from sti_hf.shards.quantizers import Quantizer
+from sti_hf.shards.quantizers import ModelQuantizer
 from sti_hf.shards.safetensors_file import SafetensorsWriter
 from sti_hf.shards.stack_writing import StackWriter, refuse_not_finite
 from sti_hf.shards.store import RESIDENT_FILE, TABLES_FILE, ShardStore
@@ -41,7 +41,7 @@ def write_store(
     model: PreTrainedModel,
     destination: str | Path,
     *,
-    quantizer: Quantizer | Mapping[str, Quantizer],
+    quantizer: ModelQuantizer | Mapping[str, ModelQuantizer],
     quantizer_name: str,
     full: bool = True,
     slice_order: Sequence[Sequence[int]] | None = None,

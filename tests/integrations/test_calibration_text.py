@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification, BertTokenizer, DistilBertForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    BertTokenizer,
+    DistilBertForSequenceClassification,
+    LlamaForCausalLM,
+)
 
 from sti_hf import cli, shard_checkpoint
 from sti_hf.integrations import calibration_text
 from sti_hf.integrations.calibration_text import CalibrationText, calibration_batches
 from sti_hf.profiling.plan_weights import PlanWeights
-from sti_hf.shards.quantizers import calibrated
+from sti_hf.shards.quantizers.calibrated import calibration
 from sti_hf.shards.reading import read_full_layer
 from tests.commands import Sti, done
 from tests.integrations.checkpoints import WORDS, checkpoint
@@ -105,18 +111,40 @@ def test_batches_hold_every_text_once_and_few_tokens(
     model(**batches[0])
 
 
+def test_language_models_get_windows_of_running_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_text, "WINDOW", 8)
+    monkeypatch.setattr(calibration_text, "TOKENS_OF_BATCH", 20)
+    tokenizer = BertTokenizer.from_pretrained(checkpoint(BertForSequenceClassification, tmp_path / "model"))
+    model = tiny_model(LlamaForCausalLM)
+    lines = sentences(30)
+    expected = tokenizer("\n".join(lines))["input_ids"]
+    batches = calibration_batches([(line,) for line in lines], tokenizer, model)
+    assert [batch["input_ids"].shape[1] for batch in batches] == [8] * len(batches)
+    assert max(len(batch["input_ids"]) for batch in batches) == 2
+    seen = torch.cat([batch["input_ids"].flatten() for batch in batches]).tolist()
+    assert seen == expected[: len(seen)]
+    assert len(expected) - len(seen) < 8
+    assert all(batch["attention_mask"].all() for batch in batches)
+    model(**batches[0])
+    monkeypatch.setattr(calibration_text, "WINDOWS", 3)
+    few = torch.cat([batch["input_ids"] for batch in calibration_batches([(" ".join(lines),)], tokenizer, model)])
+    assert len(few) == 3
+    (short,) = calibration_batches([("word12 word13",)], tokenizer, model)
+    assert short["input_ids"].tolist() == [tokenizer("word12 word13")["input_ids"]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_store_made_with_text_is_nearer_to_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(calibrated, "TUNING_PASSES", 30)
+    monkeypatch.setattr(calibration, "ENCODER_TUNING", replace(calibration.ENCODER_TUNING, passes=30))
     model = tiny_model(BertForSequenceClassification).to(dtype)
     source = checkpoint(BertForSequenceClassification, tmp_path / "model")
     model.save_pretrained(source)
     text = CalibrationText(text_file(tmp_path))
     stores = [
-        shard_checkpoint(source, tmp_path / name, calibration=calibration)
-        for name, calibration in (("lloyd", None), ("calibrated", text))
+        shard_checkpoint(source, tmp_path / name, calibration=given)
+        for name, given in (("lloyd", None), ("calibrated", text))
     ]
     assert [store.index.quantizer for store in stores] == ["lloyd", "calibrated"]
     assert torch.equal(read_full_layer(stores[0], 1), read_full_layer(stores[1], 1))
@@ -132,7 +160,7 @@ def test_a_store_made_with_text_is_nearer_to_the_model(
 
 
 def test_shard_with_calibration_on_the_command_line(sti: Sti, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrated, "TUNING_PASSES", 4)
+    monkeypatch.setattr(calibration, "ENCODER_TUNING", replace(calibration.ENCODER_TUNING, passes=4))
     source = checkpoint(BertForSequenceClassification, tmp_path / "model")
     columns = {"first": ["a cold model"] * 5, "second": list(WORDS[5:10]), "third": ["answers"] * 5}
     data = dataset(tmp_path / "data", split="test", **columns)

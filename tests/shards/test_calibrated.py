@@ -20,7 +20,7 @@ from sti_hf.shards.quantizers import Quantizer, get_quantizer
 from sti_hf.shards.quantizers.calibrated import CalibratedQuantizer, calibrate
 from sti_hf.shards.quantizers.calibrated.frozen_linear import frozen_linear
 from sti_hf.shards.quantizers.calibrated.recomputation import recomputed
-from sti_hf.shards.quantizers.calibrated.scale_tuning import ROUNDS, fidelity_rounds
+from sti_hf.shards.quantizers.calibrated.scale_tuning import ENCODER_TUNING, fidelity_rounds
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 from tests.models import tiny_inputs, tiny_model
 from tests.shards.calibration import (
@@ -100,8 +100,10 @@ def test_tuning_the_scales_lowers_the_error_on_its_texts_also_of_mixed_fidelitie
 
 
 def test_rounds_are_uniform_and_mixed_with_higher_fidelities_in_turn() -> None:
-    rounds = list(itertools.islice(fidelity_rounds((50, 12), torch.Generator().manual_seed(0)), 4 * len(ROUNDS)))
-    assert [FIDELITIES[tuned] for tuned, _ in rounds] == 2 * [bits for bits in ROUNDS for _ in range(2)]
+    given = ENCODER_TUNING.rounds
+    drawn = fidelity_rounds((50, 12), torch.Generator().manual_seed(0), given)
+    rounds = list(itertools.islice(drawn, 4 * len(given)))
+    assert [FIDELITIES[tuned] for tuned, _ in rounds] == 2 * [bits for bits in given for _ in range(2)]
     for tuned, uniform in rounds[::2]:
         assert (uniform == tuned).all()
     for tuned, mixed in rounds[1::2]:

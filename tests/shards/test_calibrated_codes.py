@@ -9,7 +9,7 @@ from transformers import (
 
 from sti_hf.model import get_architecture
 from sti_hf.shards.layout import PLANES
-from sti_hf.shards.quantizers.calibrated.error_feedback import best_codes, feedback_codes
+from sti_hf.shards.quantizers.calibrated.error_feedback import CodeSearch, feedback_codes
 from sti_hf.shards.quantizers.calibrated.forward_passes import CalibrationPass
 from sti_hf.shards.quantizers.calibrated.least_squares import (
     fit_codebook,
@@ -33,11 +33,11 @@ from tests.shards.calibration import (
 )
 
 
-def test_best_codes_are_those_of_a_search_over_all_codes() -> None:
+def test_codes_found_are_those_of_a_search_over_all_codes() -> None:
     generator = torch.Generator().manual_seed(0)
     codebooks = {bits: torch.randn(3, 2**bits, generator=generator) for bits in EQUAL}
     targets = {bits: torch.randn(3, 5, generator=generator) for bits in EQUAL}
-    codes = best_codes(targets, codebooks, EQUAL)
+    codes = CodeSearch(codebooks, EQUAL, list(EQUAL))(torch.stack(list(targets.values())))
     for group in range(3):
         for row in range(5):
             costs = all_codes(targets, codebooks, group, row)
@@ -105,8 +105,8 @@ def test_inputs_without_correlation_get_no_feedback() -> None:
     weights, scales, codebooks, _, _ = correlated_problem()
     moments = {2: torch.eye(weights.shape[-1])[None]}
     codes = feedback_codes(weights, scales[..., None], codebooks, moments, EQUAL, none(weights))
-    targets = dict.fromkeys(EQUAL, (weights / scales[..., None]).flatten(1))
-    assert torch.equal(codes.flatten(1).long(), best_codes(targets, codebooks, EQUAL))
+    targets = (weights / scales[..., None]).flatten(1).expand(len(EQUAL), -1, -1)
+    assert torch.equal(codes.flatten(1).long(), CodeSearch(codebooks, EQUAL, list(EQUAL))(targets))
 
 
 @pytest.mark.parametrize("by_inputs", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sti_hf.errors import ConfigurationError
-from sti_hf.shards.quantizers.base import Outliers, QuantizedLayer, Quantizer
+from sti_hf.shards.quantizers.base import ModelQuantizer, Outliers, QuantizedLayer, Quantizer
 from sti_hf.shards.quantizers.gobo import GoboQuantizer
 from sti_hf.shards.quantizers.lloyd import LloydQuantizer
 
@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_QUANTIZER",
     "QUANTIZERS",
     "QUANTIZER_NAMES",
+    "ModelQuantizer",
     "Outliers",
     "QuantizedLayer",
     "Quantizer",
@@ -21,7 +22,7 @@ __all__ = [
     "get_quantizer",
 ]
 
-QUANTIZERS: dict[str, Callable[[], Quantizer]] = {"gobo": GoboQuantizer, "lloyd": LloydQuantizer}
+QUANTIZERS: dict[str, Callable[[], ModelQuantizer]] = {"gobo": GoboQuantizer, "lloyd": LloydQuantizer}
 """Those that look at weights alone."""
 
 CALIBRATED = "calibrated"
@@ -39,7 +40,7 @@ def check_quantizer(name: str) -> None:
         )
 
 
-def get_quantizer(name: str) -> Quantizer:
+def get_quantizer(name: str) -> ModelQuantizer:
     """The quantizer called `name`, of `QUANTIZERS`. Raises `ValueError` for one that is not there or needs text."""
     check_quantizer(name)
     if name == CALIBRATED:

@@ -71,10 +71,13 @@ class Quantizer(Protocol):
         """Quantizes layer `layer`, whose shards are float32 `[M, slice_rows, row_length]` in slice order."""
         ...
 
+
+class ModelQuantizer(Quantizer, Protocol):
+    """One for all shards of a model: those of its layers and, by another, those of its vocabulary."""
+
     @property
     def vocabulary(self) -> Quantizer:
-        """That of the strips of the model's vocabulary, which are shards of layers too; row scales it has as this one
-        has them."""
+        """That of the strips of the vocabulary. It has row scales where this one has."""
         ...
 
 

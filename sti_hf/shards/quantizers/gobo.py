@@ -21,7 +21,7 @@ class GoboQuantizer:
 
     @property
     def vocabulary(self) -> GoboQuantizer:
-        """See `Quantizer`: this one."""
+        """See `ModelQuantizer`: this one."""
         return self
 
     def quantize_layer(self, layer: int, shards: Tensor, grid: Grid) -> QuantizedLayer:

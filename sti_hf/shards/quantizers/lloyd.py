@@ -29,7 +29,7 @@ class LloydQuantizer:
 
     @property
     def vocabulary(self) -> LloydQuantizer:
-        """See `Quantizer`: this one."""
+        """See `ModelQuantizer`: this one."""
         return self
 
     def quantize_layer(self, layer: int, shards: Tensor, grid: Grid) -> QuantizedLayer:

@@ -14,6 +14,10 @@ VALUES_FITTED = 512
 """A codebook is fitted to so many of a matrix's outputs that their number times its values is about this: more only
 take time."""
 
+ROWS_FITTED = 128
+GRADIENT_STEPS = 6
+"""Outputs that `refine_codebook` fits a codebook to, and its steps."""
+
 LARGEST_CHANGE = 3.0
 """A row's scale changes at most by this factor, else it is left alone."""
 
@@ -42,6 +46,39 @@ def fit_codebook(weights: Tensor, codes: Tensor, scales: Tensor, codebook: Tenso
         normal = design.flatten(0, 1).t() @ weighted.flatten(0, 1)
         right = torch.einsum("rcv,rc->v", weighted, weights[group])
         fitted[group] = _solve(normal[None], right[None], codebook[group][None], CODEBOOK_RIDGE)[0]
+    return fitted
+
+
+def refine_codebook(weights: Tensor, codes: Tensor, scales: Tensor, codebook: Tensor, moments: Tensor) -> Tensor:
+    """As `fit_codebook`, by conjugate gradients from the present codebook on: many more outputs in the same time.
+
+    A code that few weights have is then fitted to those of many outputs.
+    """
+    some = slice(None, None, max(1, weights.shape[1] // ROWS_FITTED))
+    scales = scales.expand_as(weights)[:, some]
+    weights, codes = weights[:, some], codes[:, some].flatten(1).long()
+
+    def summed(terms: Tensor) -> Tensor:
+        return torch.zeros_like(codebook).scatter_add_(1, codes, (terms * scales).flatten(1))
+
+    def spread(values: Tensor) -> Tensor:
+        return values.gather(1, codes).view(weights.shape) * scales
+
+    diagonal = summed(scales * moments.diagonal(dim1=-2, dim2=-1)[:, None])
+    diagonal += 1e-9 * diagonal.mean(1, keepdim=True) + 1e-30
+    fitted = codebook.clone()
+    residual = summed((weights - spread(codebook)) @ moments)
+    direction = torch.zeros_like(codebook)
+    before = torch.ones(len(codebook), 1)
+    for step in range(GRADIENT_STEPS):
+        slope = residual / diagonal
+        product = (residual * slope).sum(1, keepdim=True)
+        direction = slope + (product / before if step else 0.0) * direction
+        curved = summed(spread(direction) @ moments) + CODEBOOK_RIDGE * diagonal * direction
+        length = product / (direction * curved).sum(1, keepdim=True).clamp_min(1e-30)
+        fitted += length * direction
+        residual -= length * curved
+        before = product.clamp_min(1e-30)
     return fitted
 
 

@@ -12,13 +12,14 @@ from sti_hf.model.architecture import Matrix
 from sti_hf.model.grid import Grid
 from sti_hf.process_memory import return_freed_memory
 from sti_hf.shards.layout import PLANES
-from sti_hf.shards.quantizers.calibrated.error_feedback import feedback_codes
+from sti_hf.shards.quantizers.calibrated.error_feedback import descend, feedback_codes
 from sti_hf.shards.quantizers.calibrated.forward_passes import input_of
 from sti_hf.shards.quantizers.calibrated.least_squares import (
     fit_codebook,
     fit_scales_of_inputs,
     fit_scales_of_outputs,
     look_up,
+    refine_codebook,
 )
 from sti_hf.shards.quantizers.calibrated.outliers import find_outliers
 from sti_hf.shards.quantizers.lloyd import quantize_matrix, row_scales
@@ -28,8 +29,24 @@ BITS = range(2, PLANES + 1)
 MOMENT_BITS = (2, 3, 4)
 """Fidelities whose inputs are taken as they are there; above, inputs are as at the last of them."""
 
-ERROR_WEIGHTS = {2: 1.0, 3: 2.0, 4: 4.0, 5: 12.0, 6: 48.0}
-"""What a fidelity's squared error counts for where a code is chosen: with equal weights 2 bits would always win."""
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How codes are chosen.
+
+    - `error_weights`: what a fidelity's squared error counts for: with equal weights 2 bits would always win.
+    - `feedback_bits`: the fidelities that feed back their errors.
+    - `descents`: rounds in which codes that are there are bettered, after codebooks were fitted to them.
+    """
+
+    error_weights: Mapping[int, float]
+    feedback_bits: tuple[int, ...]
+    descents: int = 0
+
+
+ENCODER = FitSettings({2: 1.0, 3: 2.0, 4: 4.0, 5: 12.0, 6: 48.0}, MOMENT_BITS)
+LANGUAGE = FitSettings({2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0}, (2, 3, 4, 5), descents=2)
+LANGUAGE_VOCABULARY = FitSettings(LANGUAGE.error_weights, LANGUAGE.feedback_bits, descents=1)
 
 Moments = Mapping[str, Tensor]
 """Second moments by name of the inputs: see `CalibrationPass.input_moments`."""
@@ -62,7 +79,13 @@ class FittedLayer:
         return values
 
 
-def fit_layer(shards: Tensor, grid: Grid, matrices: Sequence[Matrix], moments: Mapping[int, Moments]) -> FittedLayer:
+def fit_layer(
+    shards: Tensor,
+    grid: Grid,
+    matrices: Sequence[Matrix],
+    moments: Mapping[int, Moments],
+    settings: FitSettings = ENCODER,
+) -> FittedLayer:
     """Fits float32 `[M, slice_rows, row_length]`; `moments[k]` are those of the inputs at fidelity k of MOMENT_BITS.
 
     Nothing of a slice depends on the weights of another, other than through the moments.
@@ -77,7 +100,7 @@ def fit_layer(shards: Tensor, grid: Grid, matrices: Sequence[Matrix], moments: M
         first, rows = grid.first_row[matrix.name], grid.matrix_rows[matrix.name]
         block = slice(first, first + rows)
         own = {bits: moments[min(bits, MOMENT_BITS[-1])][input_of(matrix)] for bits in BITS}
-        fitted = _fit_matrix(shards[:, block], own, matrix.by_columns)
+        fitted = fit_matrix(shards[:, block], own, matrix.by_columns, settings)
         layer.codes[:, block], codebooks, scales, layer.is_outlier[:, block] = fitted
         for bits in BITS:
             layer.codebooks[bits][:, index] = codebooks[bits]
@@ -87,10 +110,14 @@ def fit_layer(shards: Tensor, grid: Grid, matrices: Sequence[Matrix], moments: M
     return layer
 
 
-def _fit_matrix(
-    weights: Tensor, moments: Mapping[int, Tensor], by_columns: bool
+def fit_matrix(
+    weights: Tensor, moments: Mapping[int, Tensor], by_columns: bool, settings: FitSettings
 ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor], Tensor]:
-    """Codes, codebooks, scales and outliers of one matrix `[M, rows, row_length]` of every slice."""
+    """Codes, codebooks, scales and outliers of one matrix float32 `[M, rows, row_length]` of every slice.
+
+    They are as in `FittedLayer`, but a codebook is `[M, 2**k]`. `moments[k]` `[M or 1, inputs, inputs]` are those of
+    the inputs at fidelity k.
+    """
 
     def turned(stored: Tensor) -> Tensor:
         """From as stored to `[M, outputs, inputs]`, or back."""
@@ -101,16 +128,22 @@ def _fit_matrix(
     _, scale, codebooks = quantize_matrix(weights, root_mean_square, is_outlier)
     # The scale of a stored row is one of an output, or by columns one of an input.
     matrix, scales = turned(weights), scale[:, None, :] if by_columns else scale[..., None]
-    matrix_codes = feedback_codes(matrix, scales, codebooks, moments, ERROR_WEIGHTS, turned(is_outlier))
-    codes = turned(matrix_codes)
-    kept = turned(~is_outlier)
-    matrix = matrix * kept
-    fitted_codebooks: dict[int, Tensor] = {}
-    fitted_scales: dict[int, Tensor] = {}
+    outlier, kept = turned(is_outlier), turned(~is_outlier)
+    fed_back = {bits: moments[bits] for bits in settings.feedback_bits}
+    codes = feedback_codes(matrix, scales, codebooks, fed_back, settings.error_weights, outlier)
+    fit = refine_codebook if settings.descents else fit_codebook
+    for descent in range(settings.descents + 1):
+        if descent:
+            codes = descend(codes, matrix, scales, codebooks, moments, settings.error_weights, outlier)
+        codebooks = {
+            bits: fit(matrix * kept, codes >> (PLANES - bits), scales * kept, codebooks[bits], moments[bits])
+            for bits in BITS
+        }
     fit_scales = fit_scales_of_inputs if by_columns else fit_scales_of_outputs
-    for bits in BITS:
-        prefix = matrix_codes >> (PLANES - bits)
-        codebook = fit_codebook(matrix, prefix, scales * kept, codebooks[bits], moments[bits])
-        fitted_scales[bits] = fit_scales(matrix, look_up(codebook, prefix) * kept, scale, moments[bits])
-        fitted_codebooks[bits] = codebook
-    return codes, fitted_codebooks, fitted_scales, is_outlier
+    fitted_scales = {
+        bits: fit_scales(
+            matrix * kept, look_up(codebooks[bits], codes >> (PLANES - bits)) * kept, scale, moments[bits]
+        )
+        for bits in BITS
+    }
+    return turned(codes), codebooks, fitted_scales, is_outlier
