@@ -8,24 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from sti_hf.errors import SourceError
 from sti_hf.model.architecture import Architecture
 from sti_hf.model.grid import Grid
 from sti_hf.model.layer_runner import Inputs
-from sti_hf.process_memory import page_out, return_freed_memory
-from sti_hf.shards.layout import FIDELITIES, FULL
-from sti_hf.shards.partition import join_layer, split_layer, write_slice
+from sti_hf.process_memory import return_freed_memory
+from sti_hf.shards.layout import FIDELITIES
 from sti_hf.shards.quantizers.base import Quantizer
+from sti_hf.shards.quantizers.calibrated.calibrated_shards import CalibratedShards
 from sti_hf.shards.quantizers.calibrated.fisher_moments import save_fisher_moments
-from sti_hf.shards.quantizers.calibrated.fitted_files import digest_of, load_fitted, save_fitted
+from sti_hf.shards.quantizers.calibrated.fitted_files import load_fitted, save_fitted
 from sti_hf.shards.quantizers.calibrated.forward_passes import CalibrationPass
 from sti_hf.shards.quantizers.calibrated.frozen_linear import fast_dtype, frozen_linears
 from sti_hf.shards.quantizers.calibrated.language_head import LanguageHead
-from sti_hf.shards.quantizers.calibrated.nested_fit import BITS, LANGUAGE, MOMENT_BITS, FittedLayer, fit_layer
+from sti_hf.shards.quantizers.calibrated.nested_fit import BITS, LANGUAGE, MOMENT_BITS, fit_layer
 from sti_hf.shards.quantizers.calibrated.objectives import HiddenStatesObjective, NextTokenObjective, Objective
-from sti_hf.shards.quantizers.calibrated.outliers import SparseWeights
 from sti_hf.shards.quantizers.calibrated.scale_tuning import ENCODER_TUNING, LANGUAGE_TUNING, ScaleTuner
 from sti_hf.shards.quantizers.calibrated.scratch import Scratch
 from sti_hf.shards.quantizers.calibrated.vocabulary import VocabularyQuantizer
@@ -55,6 +53,7 @@ class Calibration:
         if any(linear.weight.dtype != torch.float32 for layer in self._linears for linear in layer.values()):
             raise SourceError("Calibration needs the model in float32; load it with dtype=torch.float32.")
         self._scratch = Scratch()
+        self._shards = CalibratedShards(self._scratch, grid, architecture.matrices, self._linears)
         self._head = LanguageHead.of(model, architecture)
         self._tuning = ENCODER_TUNING if self._head is None else LANGUAGE_TUNING
 
@@ -66,7 +65,7 @@ class Calibration:
         work = _Progress(progress, self._grid.layers * LAYER_WORK + moments_work + steps)
         vocabulary = None
         try:
-            slice_indices = self._keep_shards()
+            slice_indices = self._shards.keep()
             with self._frozen(range(self._grid.layers)):
                 objective = self._objective()
                 if self._head is not None:
@@ -105,7 +104,7 @@ class Calibration:
     def _fit_codes_of_language_model(self, work: _Progress) -> None:
         for layer in range(self._grid.layers):
             moments = dict.fromkeys(MOMENT_BITS, self._scratch.load(f"moments.{layer}"))
-            fitted = fit_layer(self._full_shards(layer), self._grid, self._architecture.matrices, moments, LANGUAGE)
+            fitted = fit_layer(self._shards.full(layer), self._grid, self._architecture.matrices, moments, LANGUAGE)
             save_fitted(self._scratch, layer, fitted)
             return_freed_memory()
             work.add(LAYER_WORK)
@@ -113,20 +112,6 @@ class Calibration:
     def _frozen(self, layers: Iterable[int]) -> AbstractContextManager[None]:
         """`frozen_linears` of these layers: memory is that of the copies."""
         return frozen_linears([linear for layer in layers for linear in self._linears[layer].values()], fast_dtype())
-
-    def _keep_shards(self) -> list[dict[bytes, int]]:
-        """Writes the full shards of every layer into the scratch folder; gives the index of each by its digest."""
-        slice_indices = []
-        for layer, linears in enumerate(self._linears):
-            weights = {name: linear.weight.detach() for name, linear in linears.items()}
-            shards = split_layer(weights, self._architecture.matrices, self._grid, range(self._grid.slices))
-            for weight in weights.values():
-                page_out(weight)
-            slice_indices.append({digest_of(shard): index for index, shard in enumerate(shards)})
-            self._scratch.save(f"full.{layer}", {"shards": shards})
-            del shards
-            return_freed_memory()
-        return slice_indices
 
     @torch.no_grad()
     def _fit_codes(self, work: _Progress) -> None:
@@ -137,9 +122,9 @@ class Calibration:
         for layer in range(grid.layers):
             with self._frozen([layer]):
                 moments = {bits: calibration_pass.input_moments(layer, bits) for bits in MOMENT_BITS}
-                fitted = fit_layer(self._full_shards(layer), grid, self._architecture.matrices, moments)
+                fitted = fit_layer(self._shards.full(layer), grid, self._architecture.matrices, moments)
                 for bits in MOMENT_BITS:
-                    self._set_fidelity(layer, fitted, bits)
+                    self._shards.set_fidelity(layer, fitted, bits)
                     calibration_pass.advance(layer, bits)
             save_fitted(self._scratch, layer, fitted)
             return_freed_memory()
@@ -154,51 +139,14 @@ class Calibration:
             unscaled = torch.ones(grid.slices, grid.slice_rows)
             stacked = torch.stack([fitted.scales.get(bits, unscaled) for bits in FIDELITIES])
             scales.append(dict(zip(grid.matrices, stacked.split(counts, dim=2), strict=True)))
-        tuned = tuner.tune(
-            scales, self._outliers(), len(self._batches), self._set_codebook_values, steps, seed, lambda: work.add(1)
-        )
+        set_values = self._shards.set_codebook_values
+        outliers = self._shards.outliers()
+        tuned = tuner.tune(scales, outliers, len(self._batches), set_values, steps, seed, lambda: work.add(1))
         for layer in range(grid.layers):
             fitted = load_fitted(self._scratch, layer)
             joined = torch.cat([tuned[layer][name] for name in grid.matrices], dim=2)
             fitted.scales.update((bits, joined[FIDELITIES.index(bits)]) for bits in BITS)
             save_fitted(self._scratch, layer, fitted)
-
-    def _outliers(self) -> list[SparseWeights]:
-        outliers = []
-        for layer in range(self._grid.layers):
-            kept = self._full_shards(layer) * load_fitted(self._scratch, layer).is_outlier
-            weights = join_layer(kept, self._architecture.matrices, self._grid)
-            outliers += [SparseWeights.of(weights[matrix.name]) for matrix in self._architecture.matrices]
-            del kept, weights
-            return_freed_memory()
-        return outliers
-
-    def _set_fidelity(self, layer: int, fitted: FittedLayer, bits: int) -> None:
-        """Give a layer the values of all its shards at fidelity `bits`."""
-        for index, shard in enumerate(self._full_shards(layer)):
-            values = fitted.codebook_values(index, bits, self._grid) * fitted.scales[bits][index][:, None]
-            values += shard * fitted.is_outlier[index]
-            self._set_slice(layer, index, values)
-
-    @torch.no_grad()
-    def _set_codebook_values(self, fidelities: Tensor) -> None:
-        """Give every layer the codebook values, not scaled, of its shards at `fidelities` int64 `[N, M]`."""
-        for layer, chosen in enumerate(fidelities.tolist()):
-            fitted, shards = load_fitted(self._scratch, layer), self._full_shards(layer)
-            for index, bits in enumerate(chosen):
-                if bits == FULL:
-                    values = shards[index] * ~fitted.is_outlier[index]
-                else:
-                    values = fitted.codebook_values(index, bits, self._grid)
-                self._set_slice(layer, index, values)
-
-    def _full_shards(self, layer: int) -> Tensor:
-        """Float32 `[M, slice_rows, row_length]`, mapped: in memory where they are read."""
-        return self._scratch.load(f"full.{layer}")["shards"]
-
-    def _set_slice(self, layer: int, index: int, values: Tensor) -> None:
-        weights = {name: linear.weight for name, linear in self._linears[layer].items()}
-        write_slice(weights, index, values, self._architecture.matrices, self._grid)
 
 
 LAYER_WORK = 25
