@@ -209,7 +209,8 @@ def _name(row: Row) -> str:
     if row.target is None or row.preload_budget is None:
         return f"{row.strategy}, {'full' if row.fidelity == FULL else f'{row.fidelity} bits'}"
     late = "" if row.feasible else ", T missed"
-    return f"sti, T = {row.target * 1e3:.3g} ms, S = {row.preload_budget / 1e6:g} MB{late}"
+    target = f"{row.target * 1e3:.0f}" if row.target >= 0.1 else f"{row.target * 1e3:.3g}"
+    return f"sti, T = {target} ms, S = {row.preload_budget / 1e6:g} MB{late}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
