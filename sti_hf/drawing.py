@@ -196,13 +196,24 @@ def _axis(scale: float, width: int) -> tuple[Text, Text]:
     return Text("".join(line)), Text(numbers)
 
 
-def draw_run(console: Console, task: str, answers: Sequence[dict[str, Any]], session: STISession) -> None:
-    """Each text with its answer and what that took, and the memory that the weights take."""
-    for answer in answers:
-        _print(console, Text(answer["text"], style="bold"))
+def draw_text(console: Console, text: str) -> None:
+    """A text that is answered next."""
+    _print(console, Text(text, style="bold"))
+
+
+def draw_answer(console: Console, task: str, answer: dict[str, Any]) -> None:
+    """What a model says of a text, unless it has written that, and what it took."""
+    took = f"{_ms(answer['seconds'])}, {_mb(answer['bytes_read'])} read"
+    if "time_to_first_token" not in answer:
         _print(console, *(f"  {line}" for line in _answer(task, answer["output"])))
-        token = " for the last token" if task == "text-generation" else ""
-        _print(console, Text(f"  {_ms(answer['seconds'])}, {_mb(answer['bytes_read'])} read{token}", style="dim"))
+    else:
+        each = f", then {_ms(answer['token_seconds'])} a token" if answer["token_seconds"] else ""
+        took = f"first token after {_ms(answer['time_to_first_token'])}{each}; {took}"
+    _print(console, Text(f"  {took}", style="dim"))
+
+
+def draw_memory(console: Console, session: STISession) -> None:
+    """The memory that the weights take."""
     sizes = session.memory()
     _print(console, "memory: " + ", ".join(f"{name} {_mb(size)}" for name, size in sizes.items()))
 
@@ -212,8 +223,6 @@ def _answer(task: str, output: list[Any]) -> list[str]:
         return [f"embedding of {len(output)} values: {', '.join(f'{value:.4f}' for value in output[:4])}, ..."]
     if task == "token-classification":
         return [f"{one['word']}: {one['entity']} {one['score']:.4f}" for one in output] or ["nothing found"]
-    if task == "text-generation":
-        return [str(one["generated_text"]) for one in output]
     # A masked language model gives, for several masked words, a list for each.
     groups = output if isinstance(output[0], list) else [output]
     names = ("label", "token_str")

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from sti_hf import ExecutionPlan, shard_checkpoint
 from sti_hf.planning import Workload
@@ -77,3 +82,25 @@ def test_a_latency_that_cannot_be_met(sti: Sti, store: Path) -> None:
     assert strict.status == 2
     assert strict.out == ""
     assert "No plan of 70 tokens meets the target latency of 0.01 ms: the fastest, the whole model" in strict.err
+
+
+def test_the_vocabulary_of_a_language_model_has_a_plan_of_its_own(sti: Sti, tmp_path: Path) -> None:
+    source = checkpoint(GPT2LMHeadModel, tmp_path / "model")
+    store = shard_checkpoint(source, tmp_path / "store", quantizer="gobo").path
+    asked = "--target-latency", "9ms", "--target-token-latency", "7ms", "--preload-budget", "9kB"
+    shown = done(sti("plan", store, *asked)).out.splitlines()
+    assert shown[0] == "layers" and "vocabulary" in shown
+    printed = done(sti("plan", store, *asked, "--json")).out
+    plan, of_strips = ExecutionPlan.from_json(printed), ExecutionPlan.from_json(_vocabulary(printed))
+    assert plan.target_latency + of_strips.target_latency == pytest.approx(0.009)
+    options = {"target_latency": "9ms", "target_token_latency": "7ms", "preload_budget": "9kB"}
+    model = AutoModelForCausalLM.from_pretrained(store, sti_config=options)
+    assert model.sti.plan.to_json() == plan.to_json()
+    assert model.sti.vocabulary_plan.to_json() == of_strips.to_json()
+    model.sti.close()
+    full = done(sti("plan", store, "--strategy", "preload", "--fidelity", 32, "--json")).json
+    assert "vocabulary" not in full, "its table is streamed"
+
+
+def _vocabulary(printed: str) -> str:
+    return json.dumps(json.loads(printed)["vocabulary"])

@@ -6,12 +6,15 @@ import argparse
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sti_hf.commands.options import add_config_options, add_verb, measured_profile, print_json, sti_config
 from sti_hf.config import STIConfig
-from sti_hf.drawing import draw_run, terminal
+from sti_hf.drawing import draw_answer, draw_memory, draw_text, terminal
 from sti_hf.errors import InputError, UnsupportedUseError
 from sti_hf.integrations.model_classes import bare_class, stock_class
 from sti_hf.model import architecture_of
+from sti_hf.runtime.generation import Generation
 from sti_hf.shards.store import ShardStore
 
 if TYPE_CHECKING:
@@ -68,11 +71,11 @@ def run(options: argparse.Namespace) -> int:
     model = _load(store, task, config, chosen)
     try:
         pipe = build_pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
-        answers = [_answer(pipe, text, options.max_new_tokens) for text in options.texts]
         if options.json:
+            answers = [_answer(pipe, text, options.max_new_tokens) for text in options.texts]
             print_json({"task": task, "answers": answers, "memory": model.sti.memory()})
         else:
-            draw_run(terminal(), task, answers, model.sti)
+            _draw(pipe, options)
     finally:
         model.sti.close()
     return 0
@@ -100,13 +103,36 @@ def _tokens(tokenizer: Any, task: str, text: str) -> int:
     return len(tokenizer(text)["input_ids"])
 
 
-def _answer(pipe: Any, text: str, max_new_tokens: int) -> dict[str, Any]:
-    """What the pipeline says of a text, and what the forward took: that of the last token, where it writes."""
+def _draw(pipe: Any, options: argparse.Namespace) -> None:
+    """Each text with its answer, whose words come as they are written."""
+    from transformers import TextStreamer
+
+    console = terminal()
+    for text in options.texts:
+        draw_text(console, text)
+        words = TextStreamer(pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        draw_answer(console, pipe.task, _answer(pipe, text, options.max_new_tokens, words))
+    draw_memory(console, pipe.model.sti)
+
+
+def _answer(pipe: Any, text: str, max_new_tokens: int, streamer: Any = None) -> dict[str, Any]:
+    """What the pipeline says of a text, and what that took; `streamer` takes its words as they are written."""
     if pipe.task == GENERATION_TASK:
-        output = pipe(text, max_new_tokens=max_new_tokens, do_sample=False, return_full_text=False)
-    else:
-        output = pipe(text)
+        output = pipe(text, max_new_tokens=max_new_tokens, do_sample=False, return_full_text=False, streamer=streamer)
+        return {"text": text, "output": output, **_writing(pipe.model.sti.last_generation)}
+    output = pipe(text)
     if pipe.task == EMBEDDING_TASK:
         output = [sum(column) / len(column) for column in zip(*output[0])]
     timeline = pipe.model.sti.last_run
     return {"text": text, "output": output, "seconds": timeline.total, "bytes_read": timeline.bytes_read}
+
+
+def _writing(generation: Generation) -> dict[str, Any]:
+    """What a text took; `token_seconds` is the median of the tokens after the first, None where there is none."""
+    each = generation.token_seconds
+    return {
+        "seconds": generation.time_to_first_token + float(each.sum()),
+        "time_to_first_token": generation.time_to_first_token,
+        "token_seconds": float(np.median(each)) if len(each) else None,
+        "bytes_read": generation.bytes_read,
+    }
