@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertForSequenceClassification, BertModel, pipeline
+from transformers import BertForSequenceClassification, BertModel, GPT2LMHeadModel, pipeline
 from transformers.utils import logging
 
 from sti_hf import cli, shard_checkpoint
@@ -56,7 +56,7 @@ def _known_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_has_code_and_commands() -> None:
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     assert {command.split()[0] for command in COMMANDS} >= {"make", "sti"}
     verbs = [command.split()[1] for command in COMMANDS if command.startswith("sti ")]
     assert verbs[0] == "shard", "the others need the store that it makes"
@@ -79,7 +79,7 @@ def test_the_python_code(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("which", ["store", "checkpoint"])
 def test_sentence_transformers(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str) -> None:
-    _, code, _ = PYTHON
+    _, code, *_ = PYTHON
     ((call, otherwise),) = re.findall(r"SentenceTransformer\((.*)\)  # or (.*)", code)
     if which == "store":
         store = shard_checkpoint(encoder, tmp_path / "store", quantizer="gobo").path
@@ -93,6 +93,17 @@ def test_sentence_transformers(encoder: Path, tmp_path: Path, capsys: pytest.Cap
     assert any(note in capsys.readouterr().out for note in names["notes"])
     assert names["found"].shape == (1, 2)
     names["encoder"].transformers_model.sti.close()
+
+
+def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = checkpoint(GPT2LMHeadModel, tmp_path / "model")
+    store = shard_checkpoint(source, tmp_path / "store", quantizer="gobo").path
+    names: dict[str, Any] = {}
+    exec(PYTHON[2].replace('"STORE"', repr(str(store))), names)
+    generation = names["writer"].sti.last_generation
+    assert len(generation.steps) == names["text"].shape[1] - names["prompt"]["input_ids"].shape[1] - 1
+    assert str(generation.time_to_first_token) in capsys.readouterr().out
+    names["writer"].sti.close()
 
 
 def test_profiling_a_task_of_ones_own(model: Path, data: Path, tmp_path: Path) -> None:
