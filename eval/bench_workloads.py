@@ -3,8 +3,9 @@
     python -m eval.bench_workloads --model CHECKPOINT
 
 *Warm*: all weights are preloaded. *Cold*: nothing is, and the store's files are out of the page cache before every
-forward. All weights have `--bits` bits, so that no T decides anything. The forwards of all workloads take turns, and
-the device is profiled just before them.
+forward. All weights have `--bits` bits, so that no T decides anything. The forwards of all workloads take turns. In
+every round the device is profiled anew just before them, and the models are loaded anew: where a machine's speed
+drifts by minutes, a profile is held against the forwards that follow it. Of all rounds the medians are told.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Case:
     predicted: float = 0.0
 
     def open(self, stack: ExitStack, bits: int) -> None:
-        """Loads the model, with the plan for this workload."""
+        """Loads the model, with the plan for this workload, for one round."""
+        self.seconds = []
         config = sti_hf.STIConfig(
             target_latency=60.0,
             seq_len=self.workload.tokens,
@@ -121,7 +123,8 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--texts", nargs="*", default=TEXTS, help=f"batch x tokens (default: {' '.join(TEXTS)})")
     parser.add_argument("--images", type=int, nargs="*", default=IMAGES, help="batches (default: 1 8)")
     parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=15, help="forwards of a case in a round (default: 15)")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the rows here, too")
     add_rate_option(parser)
     return parser.parse_args(arguments)
@@ -172,7 +175,7 @@ def profiled(stores: dict[str, sti_hf.ShardStore]) -> dict[str, str]:
     """Profiles the device for each store; says on which path, and where the machine was too busy for it."""
     found = {}
     for name, store in stores.items():
-        profile = device_profile(store)
+        profile = device_profile(store, measure=True)
         kept = kept_profile_path(store, "auto")
         busy = ", MACHINE BUSY" if kept is None or "busy" in kept.stem else ""
         found[name] = f"{profile.compute_dtype} {profile.gemm}{busy}"
@@ -180,7 +183,7 @@ def profiled(stores: dict[str, sti_hf.ShardStore]) -> dict[str, str]:
 
 
 def measured(cases: list[Case], chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of all cases, whose forwards take turns."""
+    """The rows of all cases in one round, whose forwards take turns."""
     with ExitStack() as stack, torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* than predicted")  # that is a row of the table here
         for case in cases:
@@ -189,6 +192,17 @@ def measured(cases: list[Case], chosen: argparse.Namespace) -> list[dict[str, An
             for case in cases:
                 case.run()
     return [case.row() for case in cases]
+
+
+def medians(rounds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of all rounds as one: of each number the median. `off` is that of the rounds, each by its profile."""
+    return [
+        {
+            name: median(row[name] for row in rows) if isinstance(value, float) else value
+            for name, value in rows[0].items()
+        }
+        for rows in zip(*rounds)
+    ]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -225,9 +239,13 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["STI_HOME"] = str(work / "home")
         stores = stores_of(chosen, work)
         with disk_rate(work, chosen.disk_rate, chosen.emulate) as how:
-            paths = profiled(stores)
-            rows = measured(cases_of(chosen, stores), chosen)
-    title = f"disk: {how}; {torch.get_num_threads()} threads; {chosen.bits} bits; {chosen.runs} runs; {paths}"
+            cases, rounds, paths = cases_of(chosen, stores), [], []
+            for _ in range(chosen.rounds):
+                paths.append(profiled(stores))
+                rounds.append(measured(cases, chosen))
+            rows = medians(rounds)
+    runs = f"{chosen.rounds} rounds of {chosen.runs} runs"
+    title = f"disk: {how}; {torch.get_num_threads()} threads; {chosen.bits} bits; {runs}; {paths}"
     print(f"{title}\n\n{markdown(rows)}")
     if chosen.json:
         chosen.json.write_text(json.dumps({"settings": title, "rows": rows}, indent=1))

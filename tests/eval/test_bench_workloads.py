@@ -26,7 +26,7 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "found.json"
     sizes = ("--layers", "2", "--hidden", "256", "--image-size", "32")
     bench_workloads.main(
-        [*sizes, "--texts", "1x16", "2x32", "--images", "1", "3", "--runs", "2", "--json", str(found)]
+        [*sizes, "--texts", "1x16", "2x32", "--images", "1", "3", "--runs", "2", "--rounds", "1", "--json", str(found)]
     )
     rows = json.loads(found.read_text())["rows"]
     patches = (32 // 16) ** 2 + 1
@@ -48,3 +48,8 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("text", "workload"), [("8x64", Workload(64, 8)), ("1x512", Workload(512))])
 def test_workloads_in_words(text: str, workload: Workload) -> None:
     assert bench_workloads.text_workload(text) == workload
+
+
+def test_rounds_are_told_of_by_their_medians() -> None:
+    rounds = [[{"what": "BERT", "batch": 2, "off": off}] for off in (0.3, -0.1, 0.1)]
+    assert bench_workloads.medians(rounds) == [{"what": "BERT", "batch": 2, "off": 0.1}]
