@@ -76,6 +76,7 @@ class Row:
     feasible: bool | None
     submodel: tuple[int, int]
     mean_bits: float
+    vocabulary_bits: float
     bytes_read: float
     preload_bytes: int
     as_planned: bool
@@ -129,6 +130,7 @@ def measured(store: ShardStore, config: STIConfig, reference: Reference) -> Row:
         model = AutoModelForCausalLM.from_pretrained(store.path, sti_config=config)
         try:
             plan: ExecutionPlan = model.sti.plan
+            strips: ExecutionPlan | None = None if plan.is_full else model.sti.vocabulary_plan
             model(**reference.batches[0].inputs)  # fills the preload buffer
             lines: list[Any] = []
             quality = reference.quality(model, lines)
@@ -143,9 +145,11 @@ def measured(store: ShardStore, config: STIConfig, reference: Reference) -> Row:
         feasible=plan.feasible if ours else None,
         submodel=plan.submodel,
         mean_bits=float(plan.bits[plan.bits > 0].mean()),
+        vocabulary_bits=FULL if strips is None else float(strips.bits.mean()),
         bytes_read=median(line.bytes_read for line in lines),
-        preload_bytes=plan.preload_bytes,
-        as_planned=all(line.bytes_read == plan.streamed_bytes for line in lines),
+        preload_bytes=sum(each.preload_bytes for each in (plan, strips) if each is not None),
+        as_planned={line.bytes_read for line in lines}
+        == {sum(each.streamed_bytes for each in (plan, strips) if each is not None)},
         quality=quality,
     )
 
@@ -167,9 +171,11 @@ def usual_targets(store: ShardStore, options: argparse.Namespace) -> list[float]
     workload = Workload(Workload.bucket(options.seq_len))
     config = STIConfig(SHORTEST, 0, "std_pipeline", 2, importance="default", compute_dtype=options.compute_dtype)
     found: list[float] = []
+    strips = store.vocabulary
+    whole = 1 if strips is None else 1 + strips.grid.weights / store.grid.weights
     for bits in TARGET_BITS:
         config.fidelity = bits
-        latency = ROOM * plan_store(store, profile, config, workload).predicted_latency
+        latency = ROOM * whole * plan_store(store, profile, config, workload).predicted_latency
         if not found or latency > APART * found[-1]:
             found.append(latency)
     return found
@@ -180,7 +186,7 @@ def report(title: str, facts: dict[str, str], rows: Sequence[Row]) -> str:
     head = (
         "model",
         "n × m",
-        "bits",
+        "bits, of the vocabulary",
         "perplexity",
         "ratio to full",
         "KL (nats)",
@@ -192,7 +198,7 @@ def report(title: str, facts: dict[str, str], rows: Sequence[Row]) -> str:
         [
             _name(row),
             "{} × {}".format(*row.submodel),
-            f"{row.mean_bits:.2f}",
+            f"{row.mean_bits:.2f}, {row.vocabulary_bits:.2f}",
             f"{row.quality.perplexity:.4g}",
             f"{row.quality.ratio:.3f}",
             f"{row.quality.kl:.4f}",

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     seconds = time.perf_counter() - begun
     size = sum(store.index.files.values())
     stacks = store.stacks.values()
-    bytes_by_fidelity = {bits: sum(stack.shard_bytes(bits) for stack in stacks) for bits in store.fidelities}
+    bytes_by_fidelity = {bits: sum(part.shard_bytes(bits) for part in store.parts) for bits in store.fidelities}
     cuts = {name: {"layers": stack.grid.layers, "slices": stack.grid.slices} for name, stack in store.stacks.items()}
     if options.json:
         print_json(

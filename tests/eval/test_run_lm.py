@@ -22,6 +22,7 @@ from sti_hf.integrations.tokenizer import load_tokenizer
 from sti_hf.profiling.language import load_windows
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import FULL
+from sti_hf.shards.reading import read_quantized_layer
 from tests.integrations.checkpoints import checkpoint, use_known_device
 from tests.models import HEADS
 from tests.tasks import sentences
@@ -57,6 +58,12 @@ def expected(store: ShardStore, text: Path, bits: int) -> dict[str, float]:
     windows = load_windows(text, load_tokenizer(store), tokens=TOKENS, samples=WINDOWS)
     full, model = full_model(store), full_model(store)
     PlanWeights(model, store).set(np.full((store.grid.layers, store.grid.slices), bits))
+    strips = store.vocabulary
+    assert strips is not None
+    if bits != FULL:
+        rows = [read_quantized_layer(strips, layer).dequantize(bits) for layer in range(strips.grid.layers)]
+        words = torch.cat(rows).flatten(0, 1)[: model.config.vocab_size]
+        model.lm_head.weight = torch.nn.Parameter(words)  # the embeddings stay full
     outputs = [each(input_ids=windows, labels=windows) for each in (full, model)]
     logs = [output.logits.log_softmax(-1) for output in outputs]
     kl = F.kl_div(logs[1], logs[0], reduction="none", log_target=True).sum(-1).mean()
