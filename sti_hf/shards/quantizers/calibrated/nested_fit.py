@@ -45,8 +45,9 @@ class FitSettings:
 
 
 ENCODER = FitSettings({2: 1.0, 3: 2.0, 4: 4.0, 5: 12.0, 6: 48.0}, MOMENT_BITS)
-LANGUAGE = FitSettings({2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0}, (2, 3, 4, 5), descents=2)
-LANGUAGE_VOCABULARY = FitSettings(LANGUAGE.error_weights, LANGUAGE.feedback_bits, descents=1)
+LANGUAGE = FitSettings({2: 1.0, 3: 2.0, 4: 6.0, 5: 6.0, 6: 6.0}, tuple(BITS), descents=2)
+LANGUAGE_VOCABULARY = FitSettings({2: 1.0, 3: 4.0, 4: 16.0, 5: 16.0, 6: 16.0}, tuple(BITS), descents=3)
+"""Where all fidelities feed back, 5 and 6 bits need no more say than 4."""
 
 Moments = Mapping[str, Tensor]
 """Second moments by name of the inputs: see `CalibrationPass.input_moments`."""

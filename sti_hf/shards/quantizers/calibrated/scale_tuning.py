@@ -51,7 +51,7 @@ class TuningSettings:
 ENCODER_TUNING = TuningSettings({2: 1e-2, 3: 2e-3}, rounds=(2, 2, 2, 3), passes=10)
 """The lower a fidelity, the more there is to tune: from 4 bits on tuning fits the texts and nothing else."""
 
-LANGUAGE_TUNING = TuningSettings({2: 1e-2, 3: 5e-3, 4: 2e-3}, rounds=(2, 3, 2, 4), passes=4)
+LANGUAGE_TUNING = TuningSettings({2: 2e-2, 3: 1e-2, 4: 3e-3}, rounds=(2, 3, 2, 4), passes=4)
 
 STEPS_OF_ROUND = 4
 RISING_STEPS = 5
