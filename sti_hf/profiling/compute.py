@@ -49,21 +49,21 @@ def measure_compute(
     whole = {bits: Point(short[0], widths[-1], bits) for bits in fidelities}
     points = dict.fromkeys([*(point for row in grid for point in row), *attending, *whole.values()])
     found = measure_until_consistent(measure, list(points))
-    fastest = found.fastest
-    layer = np.array([[fastest[point].layer for point in row] for row in grid])
+    typical = found.typical
+    layer = np.array([[typical[point].layer for point in row] for row in grid])
     tokens = [workload.all_tokens for workload in short]
     for point in attending:
         same = np.equal(tokens, point.workload.all_tokens)
-        layer[same, -1] = np.minimum(layer[same, -1], fastest[point].layer)
+        layer[same, -1] = np.minimum(layer[same, -1], typical[point].layer)
     layer = monotone(layer)
     linear = np.interp([workload.all_tokens for workload in long], tokens, layer[:, -1])
-    longer = np.array([fastest[point].layer for point in attending]) - linear
+    longer = np.array([typical[point].layer for point in attending]) - linear
     return Compute(
         layer=layer,
         attention=np.concatenate(([0.0], monotone(np.maximum(longer, 0.0)))),
-        before=monotone(np.array([fastest[row[-1]].before for row in grid])),
-        after=monotone(np.array([fastest[row[-1]].after for row in grid])),
-        decompress=_rising({bits: fastest[point].decompress for bits, point in whole.items()}),
+        before=monotone(np.array([typical[row[-1]].before for row in grid])),
+        after=monotone(np.array([typical[row[-1]].after for row in grid])),
+        decompress=_rising({bits: typical[point].decompress for bits, point in whole.items()}),
         busy=found.busy,
     )
 

@@ -1,15 +1,17 @@
 """Measures compute until it is consistent, on a machine that others may use as well.
 
 A busy machine only makes a forward slower. So every point is measured in several passes, each over all points, and
-the fastest pass counts: others must be busy for long to slow all passes of a point. Points that are not to be believed
-are measured again; where some are left after a number of rounds, the machine is busy.
+the fastest pass counts, together with those that agree with it: of these the median, for no machine is always as fast
+as it can be. Others must be busy for long to slow all passes of a point. Points that are not to be believed are
+measured again; where some are left after a number of rounds, the machine is busy.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from statistics import median
 
 import numpy as np
 
@@ -68,9 +70,9 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Consistent:
-    """The fastest measurement of every point, and whether the machine was too `busy` for them to be believed."""
+    """The typical measurement of every point, and whether the machine was too `busy` for them to be believed."""
 
-    fastest: Mapping[Point, Measurement]
+    typical: Mapping[Point, Measurement]
     busy: bool
 
 
@@ -92,7 +94,7 @@ def measure_until_consistent(
         if clock() > until:
             break
         passes[point].append(measure(point))
-    return Consistent({point: _fastest(measured) for point, measured in passes.items()}, bool(_doubtful(passes)))
+    return Consistent({point: _typical(measured) for point, measured in passes.items()}, bool(_doubtful(passes)))
 
 
 def _repeats(passes: Mapping[Point, Sequence[Measurement]]) -> Iterator[Point]:
@@ -101,6 +103,14 @@ def _repeats(passes: Mapping[Point, Sequence[Measurement]]) -> Iterator[Point]:
     for _ in range(ROUNDS):
         doubtful = _doubtful(passes)
         yield from [point for point in points if any(_are_neighbours(point, other, points) for other in doubtful)]
+
+
+def _typical(measured: Sequence[Measurement]) -> Measurement:
+    """Of each number the median of the passes that agree with the fastest."""
+    least = min(one.seconds for one in measured)
+    agreeing = [one for one in measured if not _exceeds(one.seconds, least)]
+    names = [field.name for field in fields(Measurement)]
+    return Measurement(**{name: median(getattr(one, name) for one in agreeing) for name in names})
 
 
 def _fastest(measured: Sequence[Measurement]) -> Measurement:

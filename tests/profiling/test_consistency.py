@@ -45,7 +45,7 @@ def test_repeating_ends_after_some_seconds(seconds: float) -> None:
     found = measure_until_consistent(machine, POINTS, machine.clock)
     assert machine.calls == PASSES * len(POINTS) + repeats
     assert found.busy
-    assert set(found.fastest) == set(POINTS)
+    assert set(found.typical) == set(POINTS)
 
 
 def test_what_agrees_is_not_repeated() -> None:
@@ -60,6 +60,21 @@ def test_what_agrees_is_not_repeated() -> None:
     found = measure_until_consistent(measure, POINTS, clock=lambda: 0.0)
     assert calls == POINTS * PASSES
     assert not found.busy
+
+
+def test_the_median_of_the_passes_counts() -> None:
+    passes = dict.fromkeys(POINTS, 0)
+
+    def measure(point: Point) -> Measurement:
+        passes[point] += 1
+        slower = (1.2, 1.0, 1.1)[passes[point] % PASSES]
+        seconds = 1e-3 * point.workload.tokens * point.width
+        return Measurement(slower * seconds, slower * seconds, slower, 2 * slower, running=1.0)
+
+    found = measure_until_consistent(measure, POINTS, clock=lambda: 0.0)
+    for point, typical in found.typical.items():
+        assert typical.seconds == pytest.approx(1.1 * 2e-3 * point.workload.tokens * point.width)
+        assert (typical.before, typical.after) == (1.1, 2.2)
 
 
 @pytest.mark.parametrize(
