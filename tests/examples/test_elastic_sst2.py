@@ -28,7 +28,7 @@ SMALL = ["--depths", "2", "3", "--widths", "1", "4", "--fidelities", "32"]
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     use_known_device(monkeypatch)
-    use_local_metric(monkeypatch, "eval.elastic.run", "eval.bench_elastic", "sti_hf.integrations.importance")
+    use_local_metric(monkeypatch, "eval.elastic.run", "eval.bench_elastic", "sti_hf.integrations.profiled_tasks")
     source, data = task_for(BertForSequenceClassification, tmp_path, train=40)
     paths = {"CHECKPOINT": source, "DATA": data, "ELASTIC": tmp_path / "elastic"}
     verbosity = logging.get_verbosity()

@@ -16,7 +16,7 @@ LAYERS, SLICES = 4, 4
 LAYOUTS = make_layouts(LAYERS, SLICES)
 
 
-@pytest.mark.parametrize(("tokens", "bucket"), [(1, 16), (16, 16), (17, 32), (128, 128), (129, 256)])
+@pytest.mark.parametrize(("tokens", "bucket"), [(1, 1), (2, 16), (16, 16), (17, 32), (128, 128), (129, 256)])
 def test_buckets(tokens: int, bucket: int) -> None:
     assert Workload.bucket(tokens) == bucket
 

@@ -30,7 +30,7 @@ from sti_hf.profiling.outputs import Batch, OutputMeasure, Projected, directions
 from sti_hf.profiling.plan_weights import PlanWeights
 from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
-from tests.model.submodels import slices_of
+from tests.model.submodels import widths_of
 from tests.models import HEADS, LAYERS, tiny_inputs, tiny_model
 from tests.runtime.sessions import random_bits, store_of
 
@@ -47,7 +47,7 @@ def probe_of(
 
 def make_store(model: PreTrainedModel, folder: Path) -> ShardStore:
     """A store whose slices do not stand as in the checkpoint."""
-    slices = slices_of(model)
+    slices = widths_of(model)[-1]
     order = [
         torch.randperm(slices, generator=torch.Generator().manual_seed(layer)).tolist() for layer in range(LAYERS)
     ]
@@ -105,7 +105,7 @@ def test_effects_are_slopes(tmp_path: Path, model_class: type[PreTrainedModel], 
     batch = tiny_inputs(model)
     effects = probe_of(model, store, [batch], outputs).measure(bits)
     reference = Reference(model, store, bits, outputs)
-    slices = slices_of(model)
+    slices = widths_of(model)[-1]
     random = np.random.default_rng(0)
     for layer, i, level in zip(random.integers(LAYERS, size=8), random.integers(slices, size=8), [0, 1, 2, 3, 4] * 2):
         layer = int(layer)
