@@ -39,10 +39,10 @@ class Engines:
         self.vocabulary: Engine | None = None
         architecture, shares = architecture_of(store.stack.model_type), self._shares(config)
         if vocabulary is not None and self._strips is not None:
-            book = PlanBook(vocabulary, shares[VOCABULARY])
+            book = PlanBook(vocabulary, shares[VOCABULARY], part="the vocabulary")
             self.vocabulary = Engine(architecture, book, self._strips, path, rate_limit)
         try:
-            book = PlanBook(planner, shares[LAYERS])
+            book = PlanBook(planner, shares[LAYERS], part="" if self.vocabulary is None else "the layers")
             self.layers = Engine(architecture, book, store, path, rate_limit, self.vocabulary)
         except BaseException:
             if self.vocabulary is not None:

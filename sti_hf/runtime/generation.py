@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,6 +51,14 @@ class Generation:
         return self.prompt.bytes_read + sum(step.bytes_read for step in self.steps)
 
 
+@dataclass
+class _Text:
+    """What the forwards of a text took until now."""
+
+    prompt: RunTimeline | None = None
+    steps: deque[RunTimeline] = field(default_factory=lambda: deque(maxlen=TOKENS_KEPT))
+
+
 class Generations:
     """The key/value caches that are in use, with the plan that each was begun by, and the last text that was written.
 
@@ -59,9 +67,9 @@ class Generations:
 
     def __init__(self) -> None:
         self._plans: WeakKeyDictionary[Any, ExecutionPlan] = WeakKeyDictionary()
-        self._is_step: bool | None = None
-        self._prompt: RunTimeline | None = None
-        self._steps: deque[RunTimeline] = deque(maxlen=TOKENS_KEPT)
+        self._texts: WeakKeyDictionary[Any, _Text] = WeakKeyDictionary()
+        self._noted: tuple[_Text, bool] | None = None
+        self._last: _Text | None = None
         self._most_cached = 0
 
     def plan_of(self, cache: Any) -> ExecutionPlan | None:
@@ -72,9 +80,10 @@ class Generations:
     def note_cache(self, cache: Any, plan: ExecutionPlan, is_step: bool) -> None:
         """Takes note of the plan that has filled a cache with a prompt, or with further tokens (`is_step`)."""
         cache = _self_attention(cache)
-        self._is_step = is_step if _is_cache(cache) else None
+        self._noted = None
         if not _is_cache(cache):
             return
+        self._noted = self._texts.setdefault(cache, _Text()), is_step
         if is_step:
             self._plans.setdefault(cache, plan)
         else:
@@ -83,17 +92,21 @@ class Generations:
 
     def note_run(self, run: RunTimeline) -> None:
         """Takes note of what the forward took whose cache was noted last: a text begins with that of its prompt."""
-        if self._is_step and self._prompt is not None:
-            self._steps.append(run)
-        elif self._is_step is not None:
-            self._prompt = run
-            self._steps.clear()
-        self._is_step = None
+        if self._noted is None:
+            return
+        (text, is_step), self._noted = self._noted, None
+        if is_step and text.prompt is not None:
+            text.steps.append(run)
+        else:
+            text.prompt = run
+            text.steps.clear()
+        self._last = text
 
     @property
     def last(self) -> Generation | None:
-        """What the last text took; None before the first."""
-        return None if self._prompt is None else Generation(self._prompt, tuple(self._steps))
+        """What the text took that was last written with a cache; None before the first."""
+        text = self._last
+        return None if text is None or text.prompt is None else Generation(text.prompt, tuple(text.steps))
 
     @property
     def cached_bytes(self) -> int:

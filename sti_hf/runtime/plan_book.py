@@ -28,12 +28,13 @@ def is_step(tokens: int, continued: Continued | None) -> bool:
 class PlanBook:
     """Plans of one configuration. What stands beside a text in a batch does not change its plan.
 
-    `first` is the plan for the length that the configuration names. Raises `InfeasibleLatencyError` where that misses
+    `first` is the plan for the length that the configuration names, and `part` what of a model they are for, in
+    messages, where that is not all of it. Raises `InfeasibleLatencyError` where that misses
     T and the configuration is strict; else it is a warning.
     """
 
-    def __init__(self, planner: Planner, config: STIConfig, tokens: int | None = None) -> None:
-        self.planner, self.config = planner, config
+    def __init__(self, planner: Planner, config: STIConfig, tokens: int | None = None, part: str = "") -> None:
+        self.planner, self.config, self._part = planner, config, part
         self._plans: dict[tuple[int, tuple[int, int] | None, bool], ExecutionPlan] = {}
         self._pinned: ExecutionPlan | None = None
         self._predicted: dict[tuple[ExecutionPlan, Workload], float] = {}
@@ -42,7 +43,7 @@ class PlanBook:
 
     def replanned(self, config: STIConfig, tokens: int | None) -> PlanBook:
         """A book of plans for another configuration, whose first plan is for so many tokens (None: its own)."""
-        return PlanBook(self.planner, config, tokens)
+        return PlanBook(self.planner, config, tokens, self._part)
 
     def pinned(self, plan: ExecutionPlan) -> PlanBook:
         """A book with this plan alone, whatever the number of tokens."""
@@ -118,19 +119,27 @@ class PlanBook:
             if of_steps and config.target_token_latency is not None:
                 config = config.replaced(target_latency=config.target_token_latency)
             plan = self.planner.plan(config, workload, submodel)
-            self._announce(plan)
+            self._announce(plan, chosen=submodel is None)
             self._plans[key] = plan
         return self._plans[key]
 
-    def _announce(self, plan: ExecutionPlan) -> None:
-        """Says what a user would not expect of a plan."""
+    def _announce(self, plan: ExecutionPlan, chosen: bool) -> None:
+        """Says what a user would not expect of a plan, whose submodel was `chosen` by it, or else given."""
         if not plan.feasible:
             message = missed_target(plan)
+            if self._part:
+                message += (
+                    f" This is {self._part}, which has a share of the target latency in proportion to its weights."
+                )
             if self.config.strict:
                 raise InfeasibleLatencyError(message)
             warnings.warn(message + " It runs all the same.", stacklevel=2)
         first = next(iter(self._plans.values()), plan)
-        if not self._announced_smaller and any(now < then for now, then in zip(plan.submodel, first.submodel)):
+        if (
+            chosen
+            and not self._announced_smaller
+            and any(now < then for now, then in zip(plan.submodel, first.submodel))
+        ):
             self._announced_smaller = True
             warnings.warn(
                 f"Texts of {plan.workload.tokens} tokens run a submodel of {_text(plan)}, smaller than the "

@@ -147,3 +147,20 @@ class PreparedPlan:
         source, target = before.compressed[PRELOAD], self.compressed[PRELOAD]
         for start, place, size in zip(sources, targets, sizes, strict=True):
             target[place : place + size] = source[start : start + size]
+
+
+def check_plan(plan: ExecutionPlan, store: ShardStore) -> None:
+    """Raises `PlanError` for a plan whose shards, or whose pieces, are not those of a store."""
+    fits = plan.bits.shape == (store.grid.layers, store.grid.slices)
+    if fits:
+        needed = [store.layouts[layer].pieces_of(plan.bits[layer]) for layer in plan.layers]
+        held = [pieces & plan.preloaded_pieces[layer] for pieces, layer in zip(needed, plan.layers)]
+        read = [pieces & ~kept for pieces, kept in zip(needed, held)]
+        layouts = [store.layouts[layer] for layer in plan.layers]
+        found = [
+            sum(int(layout.read_ranges(pieces)[:, 1].sum()) for layout, pieces in zip(layouts, each))
+            for each in (held, read)
+        ]
+        fits = found == [plan.preload_bytes, plan.streamed_bytes]
+    if not fits:
+        raise PlanError(f"This plan is not for the layers of the store {store.path}: make one for it, or use replan.")

@@ -17,6 +17,7 @@ from sti_hf.runtime.forwards import Forwards
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.generation import Generation
 from sti_hf.runtime.modules.part import StoredPart
+from sti_hf.runtime.prepared import check_plan
 from sti_hf.runtime.timeline import RunTimeline
 from sti_hf.shards.store import ShardStore
 
@@ -67,12 +68,21 @@ class STISession(StoredPart):
         """What the last text took that was written: its prompt, and each further token; None before the first."""
         return self._engines.layers.generations.last
 
-    def replan(self, target_latency: float | str | None = None, preload_budget: int | str | None = None) -> None:
+    def replan(
+        self,
+        target_latency: float | str | None = None,
+        preload_budget: int | str | None = None,
+        target_token_latency: float | str | None = None,
+    ) -> None:
         """Plans anew for another T or S, keeping of the preload buffer what the new plan wants too.
 
         Where that is refused or interrupted, everything stays as it was.
         """
-        changes = {"target_latency": target_latency, "preload_budget": preload_budget}
+        changes = {
+            "target_latency": target_latency,
+            "preload_budget": preload_budget,
+            "target_token_latency": target_token_latency,
+        }
         with self._engines.layers.quiet_turn():
             config = self.config.replaced(**{name: v for name, v in changes.items() if v is not None})
             self._engines.replan(config)
@@ -80,7 +90,11 @@ class STISession(StoredPart):
             self._engines.layers.prefetch()
 
     def use(self, plan: ExecutionPlan) -> None:
-        """Runs this plan of the layers from now on, whatever the number of tokens, until the next `replan`."""
+        """Runs this plan of the layers from now on, whatever the number of tokens, until the next `replan`.
+
+        Raises `PlanError` for a plan of another store.
+        """
+        check_plan(plan, self.store)
         with self._engines.layers.quiet_turn():
             self._engines.layers.rebook(self._engines.layers.book.pinned(plan))
 

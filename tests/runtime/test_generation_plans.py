@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
 from sti_hf import STIConfig
+from sti_hf.errors import PlanError
 from sti_hf.integrations.store_model import load_model_on
 from sti_hf.runtime.session import STISession
 from sti_hf.shards.store import ShardStore
@@ -143,3 +146,62 @@ def test_memory_counts_caches_that_are_in_use(model: Any) -> None:
     assert memory["peak"] >= sum(memory[name] for name in ("resident", "preload", "staging", "working", "cache"))
     del cache
     assert model.sti.memory()["cache"] == 0
+
+
+def test_texts_that_take_turns_are_told_apart(model: Any) -> None:
+    one, other = (DynamicCache(config=model.config) for _ in range(2))
+    model(IDS[:, :20], past_key_values=one, use_cache=True)
+    model(IDS[:, :18], past_key_values=other, use_cache=True)
+    for token in range(20, 23):
+        model(IDS[:, token : token + 1], past_key_values=one, use_cache=True)
+    told = model.sti.last_generation
+    assert told.prompt.tokens == 20 and len(told.steps) == 3
+
+
+def test_the_time_of_a_token_can_be_replanned(store: ShardStore) -> None:
+    model, strips = loaded(store), store.vocabulary
+    assert strips is not None
+    model.sti.replan(target_token_latency=TOKEN_T)
+    (prompt, _), *steps = plans_of(model, 2)
+    assert (
+        steps[0][0].target_latency
+        < prompt.target_latency
+        == pytest.approx(PROMPT_T * store.grid.weights / (store.grid.weights + strips.grid.weights))
+    )
+    model.sti.close()
+
+
+def test_a_plan_of_another_store_is_refused(store: ShardStore, model: Any) -> None:
+    with pytest.raises(PlanError, match="not for the layers of the store"):
+        model.sti.use(model.sti.vocabulary_plan)
+    whole = model.sti.plan
+    with pytest.raises(PlanError, match="not for the layers of the store"):
+        model.sti.use(replace(whole, streamed_bytes=whole.streamed_bytes + 4096))
+    model.sti.use(whole)
+
+
+def test_a_head_by_itself_takes_turns_with_replanning(store: ShardStore) -> None:
+    model = loaded(store)
+    states = torch.randn(1, 2, model.config.hidden_size)
+    assert model.lm_head(states[:, :0]).shape == (1, 0, model.config.vocab_size)
+    failures: list[BaseException] = []
+
+    def heads() -> None:
+        try:
+            for _ in range(60):
+                model.lm_head(states)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=heads)
+    thread.start()
+    for turn in range(20):
+        model.sti.replan(target_latency=(PROMPT_T, 2 * PROMPT_T)[turn % 2])
+    thread.join()
+    assert not failures
+    model.sti.close()
+
+
+def test_what_misses_its_share_says_so(store: ShardStore) -> None:
+    with pytest.warns(UserWarning, match="That is of the vocabulary alone"):
+        loaded(store, target_latency=1e-6).sti.close()

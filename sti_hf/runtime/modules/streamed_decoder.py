@@ -39,11 +39,18 @@ class StreamedDecoder(StoredPart, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[..., in_features]` to logits `[..., out_features]`."""
-        strips = self._forwards.strips
-        if strips is None:
-            logits = x.new_empty(*x.shape[:-1], self.out_features)
+        engine = self._forwards.engine
+        with engine.turn():
+            strips = self._forwards.strips
+            if strips is None or x.numel() == 0:
+                logits = self._by_table(x)
+            else:
+                logits = logits_of(strips, self, x, self.out_features, engine.is_step)
+        return logits if self.bias is None else logits + self.bias
+
+    def _by_table(self, x: Tensor) -> Tensor:
+        logits = x.new_empty(*x.shape[:-1], self.out_features)
+        if x.numel():
             for first, block in self._forwards.tables[self.table].blocks():
                 logits[..., first : first + len(block)] = x @ block.to(x).t()
-        else:
-            logits = logits_of(strips, self, x, self.out_features, self._forwards.engine.is_step)
-        return logits if self.bias is None else logits + self.bias
+        return logits
