@@ -129,7 +129,7 @@ class PlanBook:
             message = missed_target(plan)
             if self._part:
                 message += (
-                    f" This is {self._part}, which has a share of the target latency in proportion to its weights."
+                    f" That is of {self._part} alone: parts share the target latency in proportion to their weights."
                 )
             if self.config.strict:
                 raise InfeasibleLatencyError(message)
