@@ -29,8 +29,8 @@ class PlanBook:
     """Plans of one configuration. What stands beside a text in a batch does not change its plan.
 
     `first` is the plan for the length that the configuration names; `part` says in messages what of a model the plans
-    are for, where that is not all of it. Raises `InfeasibleLatencyError` where the first misses T and the configuration
-    is strict; else it is a warning.
+    are for, where that is not all of it. Raises `InfeasibleLatencyError` where the first misses T and the
+    configuration is strict; else it is a warning.
     """
 
     def __init__(self, planner: Planner, config: STIConfig, tokens: int | None = None, part: str = "") -> None:
