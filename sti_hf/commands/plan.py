@@ -15,7 +15,6 @@ from sti_hf.model.vocabulary import VOCABULARY
 from sti_hf.planning import ExecutionPlan, make_plan, missed_target
 from sti_hf.runtime.shares import LAYERS, part_shares
 from sti_hf.runtime.stacked_session import stack_shares
-from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 
 
@@ -46,22 +45,20 @@ def run(options: argparse.Namespace) -> int:
 def _plans(options: argparse.Namespace, store: ShardStore, config: STIConfig) -> dict[str, ExecutionPlan]:
     """The plans for the layers of a stack and, where it runs in strips, for its vocabulary."""
     planner = StorePlanner(store, measured_profile(options, store, config.compute_dtype))
-    strips = planner.vocabulary.store if planner.vocabulary is not None and config.fidelity != FULL else None
-    shares = part_shares(config, store, strips)
+    vocabulary = planner.vocabulary_for(config)
+    shares = part_shares(config, store, None if vocabulary is None else vocabulary.store)
     plans = {LAYERS: _plan(planner, shares[LAYERS])}
-    if planner.vocabulary is not None and VOCABULARY in shares and not plans[LAYERS].is_full:
-        plans[VOCABULARY] = _plan(planner.vocabulary, shares[VOCABULARY])
+    if vocabulary is not None and not plans[LAYERS].is_full:
+        plans[VOCABULARY] = _plan(vocabulary, shares[VOCABULARY])
     return plans
 
 
 def _json(parts: dict[str, ExecutionPlan]) -> str:
     """The layers' plan, with that of the vocabulary in it."""
-    text = parts[LAYERS].to_json()
-    return (
-        text
-        if VOCABULARY not in parts
-        else json.dumps({**json.loads(text), VOCABULARY: json.loads(parts[VOCABULARY].to_json())})
-    )
+    layers, vocabulary = parts[LAYERS].to_json(), parts.get(VOCABULARY)
+    if vocabulary is None:
+        return layers
+    return json.dumps({**json.loads(layers), VOCABULARY: json.loads(vocabulary.to_json())})
 
 
 def _plan(planner: StorePlanner, config: STIConfig) -> ExecutionPlan:

@@ -10,7 +10,6 @@ from sti_hf.integrations.store_planner import StorePlanner
 from sti_hf.runtime.gemm import ComputePath
 from sti_hf.runtime.session import STISession
 from sti_hf.runtime.stacked_session import StackedSession
-from sti_hf.shards.layout import FULL
 from sti_hf.shards.store import ShardStore
 
 
@@ -20,8 +19,7 @@ def open_session(store: ShardStore, config: STIConfig, model_class: type[PreTrai
     profile = device_profile(store, config.compute_dtype)
     path = ComputePath(profile.compute_dtype, profile.gemm)
     planner = StorePlanner(store, profile, model_class)
-    vocabulary = None if config.fidelity == FULL else planner.vocabulary
-    return STISession(store, config, planner, path, rate_limit(), vocabulary)
+    return STISession(store, config, planner, path, rate_limit(), planner.vocabulary_for(config))
 
 
 def open_stacked_session(store: ShardStore, config: STIConfig) -> StackedSession:

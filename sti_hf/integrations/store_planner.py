@@ -51,6 +51,7 @@ class StorePlanner:
     ) -> None:
         self.store, self.profile, self._model_class = store, profile, model_class
         self._heads = _streamed_heads(store, model_class)
+        self._table_seconds = sum(profile.io_seconds(table.rows * table.row_bytes, 1) for table in self._heads)
         self.vocabulary: StorePlanner | None = None
         if self._heads and store.vocabulary is not None:
             cut = store.vocabulary.grid
@@ -86,6 +87,10 @@ class StorePlanner:
         return cached_plan(
             cache_home() / "plans", key, lambda: make_plan(self.request(config, workload).changed(submodel=submodel))
         )
+
+    def vocabulary_for(self, config: STIConfig) -> StorePlanner | None:
+        """`vocabulary`, where it runs in strips: at full fidelity its table is streamed."""
+        return None if config.fidelity == FULL else self.vocabulary
 
     def workload(self, config: STIConfig, tokens: int | None = None) -> Workload:
         """The workload that sequences of so many tokens are planned for; None: of as many as `config`, or the model's
@@ -141,15 +146,11 @@ class StorePlanner:
             workload,
             row_bytes=store.row_bytes,
             position_bytes=store.position_bytes(workload.tokens),
-            extra_seconds=self._head_seconds() if full or self.vocabulary is None else 0.0,
+            extra_seconds=self._table_seconds if full or self.vocabulary is None else 0.0,
             working_bytes=tuple(
                 working_weights(grid, width, dtype) * dtype.itemsize for width in range(1, grid.slices + 1)
             ),
         )
-
-    def _head_seconds(self) -> float:
-        """Of streaming the table of a head over the vocabulary."""
-        return sum(self.profile.io_seconds(table.rows * table.row_bytes, 1) for table in self._heads)
 
     def _check_length(self, config: STIConfig) -> None:
         # The default is no wish: models that take less are planned for it all the same.

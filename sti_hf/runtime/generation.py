@@ -53,8 +53,9 @@ class Generation:
 
 @dataclass
 class _Text:
-    """What the forwards of a text took until now."""
+    """The plan by which a text's cache was begun, and what its forwards took until now."""
 
+    plan: ExecutionPlan
     prompt: RunTimeline | None = None
     steps: deque[RunTimeline] = field(default_factory=lambda: deque(maxlen=TOKENS_KEPT))
 
@@ -66,7 +67,6 @@ class Generations:
     """
 
     def __init__(self) -> None:
-        self._plans: WeakKeyDictionary[Any, ExecutionPlan] = WeakKeyDictionary()
         self._texts: WeakKeyDictionary[Any, _Text] = WeakKeyDictionary()
         self._noted: tuple[_Text, bool] | None = None
         self._last: _Text | None = None
@@ -75,7 +75,8 @@ class Generations:
     def plan_of(self, cache: Any) -> ExecutionPlan | None:
         """The plan by which a cache was begun; None where nobody saw that."""
         cache = _self_attention(cache)
-        return self._plans.get(cache) if _is_cache(cache) else None
+        text = self._texts.get(cache) if _is_cache(cache) else None
+        return None if text is None else text.plan
 
     def note_cache(self, cache: Any, plan: ExecutionPlan, is_step: bool) -> None:
         """Takes note of the plan that has filled a cache with a prompt, or with further tokens (`is_step`)."""
@@ -83,11 +84,10 @@ class Generations:
         self._noted = None
         if not _is_cache(cache):
             return
-        self._noted = self._texts.setdefault(cache, _Text()), is_step
-        if is_step:
-            self._plans.setdefault(cache, plan)
-        else:
-            self._plans[cache] = plan
+        text = self._texts.setdefault(cache, _Text(plan))
+        if not is_step:
+            text.plan = plan
+        self._noted = text, is_step
         self._most_cached = max(self._most_cached, self.cached_bytes)
 
     def note_run(self, run: RunTimeline) -> None:
@@ -111,7 +111,7 @@ class Generations:
     @property
     def cached_bytes(self) -> int:
         """Bytes of the keys and values in all caches that are in use."""
-        return sum(tensor.nbytes for cache in list(self._plans) for tensor in _tensors(cache))
+        return sum(tensor.nbytes for cache in list(self._texts) for tensor in _tensors(cache))
 
     @property
     def most_cached(self) -> int:

@@ -153,14 +153,8 @@ def check_plan(plan: ExecutionPlan, store: ShardStore) -> None:
     """Raises `PlanError` for a plan whose shards, or whose pieces, are not those of a store."""
     fits = plan.bits.shape == (store.grid.layers, store.grid.slices)
     if fits:
-        needed = [store.layouts[layer].pieces_of(plan.bits[layer]) for layer in plan.layers]
-        held = [pieces & plan.preloaded_pieces[layer] for pieces, layer in zip(needed, plan.layers)]
-        read = [pieces & ~kept for pieces, kept in zip(needed, held)]
-        layouts = [store.layouts[layer] for layer in plan.layers]
-        found = [
-            sum(int(layout.read_ranges(pieces)[:, 1].sum()) for layout, pieces in zip(layouts, each))
-            for each in (held, read)
-        ]
-        fits = found == [plan.preload_bytes, plan.streamed_bytes]
+        placement = Placement(store, plan)
+        streamed = sum(placed.staging_image.bytes for placed in placement.layers)
+        fits = (placement.preload_bytes, streamed) == (plan.preload_bytes, plan.streamed_bytes)
     if not fits:
         raise PlanError(f"This plan is not for the layers of the store {store.path}: make one for it, or use replan.")
